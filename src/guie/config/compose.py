@@ -1,0 +1,146 @@
+"""From the command line to one checked, plain dict; every mistake becomes one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import guie
+from guie.build import REQUIRED, check_keys, signature, unknown_key
+from guie.config.schema import COMMANDS, PATH_KEYS, choices, register
+from guie.errors import UserError
+
+
+def directory() -> Path:
+    """Return the folder of presets: beside the package in a wheel, else the checkout's `configs/`."""
+    package = Path(guie.__file__).parent
+    packaged = package / "configs"
+    return packaged if packaged.is_dir() else package.parent.parent / "configs"
+
+
+def enter(command: str, run: Callable[[dict[str, Any]], None]) -> None:
+    """Run a command from the console: compose, check, call `run` with a plain dict; never a traceback."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    sys.argv[1:] = [rewrite(argument) for argument in sys.argv[1:]]
+
+    def job(cfg: DictConfig) -> None:
+        run(checked(command, cfg))
+
+    try:
+        register([directory(), *_own_folders(sys.argv[1:])])
+        hydra.main(version_base=None, config_path=str(directory()), config_name=command)(job)()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("GUIE_DEBUG"):
+            traceback.print_exc()
+        print(f"guie-{command}: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def composed(command: str, overrides: list[str], folders: list[Path] | None = None) -> dict[str, Any]:
+    """Return the checked config of a command, as the console would see it; for tests and notebooks."""
+    register([directory(), *(folders or [])])
+    try:
+        with hydra.initialize_config_dir(str(directory()), version_base=None):
+            return checked(command, hydra.compose(command, [rewrite(override) for override in overrides]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+
+
+def rewrite(argument: str) -> str:
+    """Return one command-line argument as Hydra must see it.
+
+    `eval_on=sop` chooses from the group dataset; values of path keys are user-expanded and quoted, since
+    `~`, `=`, `#`, blanks and brackets would die in Hydra's lexer.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or key.startswith("-"):
+        return argument
+    if key == "eval_on":
+        return f"dataset@eval_on={value}"
+    if key.lstrip("+").rsplit(".", 1)[-1] not in PATH_KEYS or value in ("null", "") or value[0] in "'\"[{$":
+        return argument
+    escaped = os.path.expanduser(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def _own_folders(arguments: list[str]) -> list[Path]:
+    found = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            found.append(Path(value if equals else arguments[position + 1]).expanduser())
+    return found
+
+
+def checked(command: str, cfg: DictConfig) -> dict[str, Any]:
+    """Return `cfg` as a plain dict after refusing every key and choice that no signature knows."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    schema = COMMANDS[command].__dataclass_fields__
+    for key, value in plain.items():
+        if key not in schema:
+            raise UserError(unknown_key(str(key), schema))
+        _check_node(str(key), value)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _check_node(where: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        return
+    if "_target_" in value:
+        target = str(value["_target_"])
+        given = {key: item for key, item in value.items() if key != "_target_"}
+        check_keys(target, given, where=where)
+        for parameter in signature(target):
+            _check_value(f"{where}.{parameter.name}", given.get(parameter.name), choices(parameter.annotation))
+    for key, item in value.items():
+        _check_node(f"{where}.{key}", item)
+
+
+def _check_value(name: str, value: Any, accepted: list[Any] | None) -> None:
+    if value == REQUIRED:
+        raise UserError(f"{name}: a value is required")
+    if accepted is not None and value is not None and value not in accepted:
+        raise UserError(f"{name}: '{value}' is not known; accepted: {', '.join(map(str, accepted))}")
+
+
+def explain(error: BaseException) -> str:
+    """Return one line for an error of ours, Hydra's or OmegaConf's: the key, what it was, what is accepted."""
+    if isinstance(error, UserError):
+        return str(error)
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    if cause is not None and getattr(cause, "full_key", None):
+        return _explain_key(cause)
+    text = " ".join(str(error).split())
+    missing = re.match(r"(?:In '.*?': )?Could not find '(.*?)/(.*?)'", text)
+    if missing:
+        group, name = missing.groups()
+        return f"{group}: there is no '{name}'; accepted: {', '.join(_names(group))}"
+    return re.sub(r"\s*Available options in .*", "", text)
+
+
+def _explain_key(error: Any) -> str:
+    key = str(error.full_key)
+    if "not in" in str(error):
+        parent = getattr(error, "parent_node", None)
+        return unknown_key(key, [str(name) for name in parent if name != "_target_"] if parent is not None else [])
+    if "???" in str(error) or "Missing mandatory value" in str(error):
+        return f"{key}: a value is required"
+    return f"{key}: {str(error).splitlines()[0]}"
+
+
+def _names(group: str) -> list[str]:
+    group = group.split("@")[0]
+    return sorted(path.stem for path in (directory() / group).glob("*.yaml"))

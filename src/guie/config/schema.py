@@ -1,0 +1,140 @@
+"""The typed keys of every command, and one typed node per YAML made from its target's signature.
+
+A default lives in the constructor's signature: `configs/head/arcface.yaml` begins with
+`defaults: [_arcface, _self_]`, and `_arcface` is made here from `ArcFace.__init__` without importing it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+import guie.build as building
+
+GROUPS = ("dataset", "backbone", "pool", "neck", "head", "augment", "sampler", "optim", "trainer", "tracker", "hw")
+PATH_KEYS = ("ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume")
+
+_SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
+
+
+@dataclass
+class Train:
+    """Keys of guie-train beside its groups."""
+
+    dataset: Any = field(default_factory=dict)
+    eval_on: Any = field(default_factory=dict)
+    backbone: Any = MISSING
+    pool: Any = MISSING
+    neck: Any = MISSING
+    head: Any = MISSING
+    augment: Any = MISSING
+    sampler: Any = MISSING
+    optim: Any = MISSING
+    trainer: Any = MISSING
+    tracker: Any = MISSING
+    hw: Any = MISSING
+    run_dir: str | None = None
+    data_root: str = "data"
+    seed: int = 0
+    device: str = "auto"
+    ckpt: str | None = None
+    resume: str = "never"
+    preset: str | None = None
+
+
+@dataclass
+class Eval:
+    """Keys of guie-eval: what to evaluate (a run, a checkpoint, saved embeddings) and on what."""
+
+    dataset: Any = field(default_factory=dict)
+    backbone: Any = None
+    pool: Any = None
+    ckpt: str | None = None
+    embeddings: str | None = None
+    out: str | None = None
+    data_root: str = "data"
+    device: str = "auto"
+    seed: int = 0
+    batch_size: int = 128
+    memory_mib: int = 512
+    floors: bool = True
+
+
+@dataclass
+class Export:
+    """Keys of guie-export."""
+
+    ckpt: str | None = None
+    pt: str = MISSING
+    format: str = "torchscript"
+    overwrite: bool = False
+    device: str = "cpu"
+    seed: int = 0
+
+
+COMMANDS = {"train": Train, "eval": Eval, "export": Export}
+
+
+def register(folders: list[Path]) -> None:
+    """Store the schema of every command and a typed node for every YAML with a `_target_` in `folders`."""
+    store = ConfigStore.instance()
+    for name, schema in COMMANDS.items():
+        store.store(name=f"_{name}", node=schema)
+    for group, name, target in targets(folders):
+        node = node_of(target)
+        if group == "dataset":
+            node = make_dataclass(name, [(name, node, field(default_factory=node))])
+        store.store(group=group, name=f"_{name}", node=node)
+
+
+def targets(folders: list[Path]) -> Iterator[tuple[str, str, str]]:
+    """Yield (group, name, target) of every group YAML that names a target."""
+    for folder in folders:
+        for group in GROUPS:
+            for path in sorted((folder / group).glob("*.yaml")):
+                match = re.search(r"^\s*_target_:\s*([\w.]+)\s*$", path.read_text(), flags=re.MULTILINE)
+                if match:
+                    yield group, path.stem, match.group(1)
+
+
+def node_of(target: str) -> type:
+    """Return a dataclass of the config values of `target`, with their types and defaults."""
+    fields: list[tuple[str, Any, Any]] = [("_target_", str, field(default=target))]
+    for parameter in building.signature(target):
+        if not parameter.fact:
+            fields.append((parameter.name, annotation(parameter.annotation), _default(parameter.default)))
+    return make_dataclass(target.rpartition(".")[2], fields)
+
+
+def annotation(text: str) -> Any:
+    """Return the type OmegaConf enforces for an annotation as written; what it cannot express is Any."""
+    parts = [part.strip() for part in text.split("|")]
+    optional = "None" in parts
+    names = [part for part in parts if part != "None"]
+    kind = _SIMPLE.get(names[0]) if len(names) == 1 else None
+    if kind is None:
+        return Any
+    return kind | None if optional else kind
+
+
+def choices(text: str) -> list[Any] | None:
+    """Return the values a `Literal[...]` annotation accepts, or None."""
+    match = re.search(r"Literal\[(.*?)\]", text)
+    return yaml.safe_load(f"[{match.group(1)}]") if match else None
+
+
+def _default(value: Any) -> Any:
+    if value == building.REQUIRED:
+        return MISSING
+    if isinstance(value, tuple):
+        value = list(value)
+    if isinstance(value, list | dict):
+        return field(default_factory=lambda: value)
+    return value
