@@ -1,0 +1,146 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from guie.config.compose import composed, directory, rewrite
+from guie.config.schema import annotation, choices, targets
+from guie.errors import UserError
+
+GROUP_FILES = sorted((group, name) for group, name, _ in targets([directory()]))
+PRESETS = sorted(path.stem for path in (directory() / "exp").glob("*.yaml"))
+REQUIRED = {"folder": "root", "csv": "path", "tfrecord": "pattern"}
+
+
+@pytest.mark.parametrize(("group", "name"), GROUP_FILES)
+def test_every_yaml_composes(group, name):
+    choice = [f"{group}=[{name}]"] if group == "dataset" else [f"{group}={name}"]
+    needed = [f"dataset.{name}.{REQUIRED[name]}=x"] if group == "dataset" and name in REQUIRED else []
+    cfg = composed("train", choice + needed)
+    node = cfg["dataset"][name] if group == "dataset" else cfg[group]
+    assert node["_target_"].startswith("guie.")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_composes_and_says_its_command(name):
+    assert composed("train", [f"+exp={name}"])["preset"] == name
+    header = (directory() / "exp" / f"{name}.yaml").read_text().split("defaults:")[0]
+    assert f"guie-train +exp={name}" in header
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "export"])
+def test_every_command_composes_without_arguments(command):
+    assert "seed" in composed(command, ["pt=x"] if command == "export" else [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim.lrr=1"], r"optim\.lrr: unknown key; did you mean 'lr'\?"),
+        (["+optim.foo=1"], r"optim\.foo: unknown key"),
+        (["+dataset.toy.foo=1"], r"dataset\.toy\.foo: unknown key"),
+        (["+nonsense=1"], r"nonsense: unknown key"),
+        (["sed=1"], r"sed: unknown key; did you mean 'seed'\?"),
+        (["optim.lr=abc"], r"optim\.lr: .*abc"),
+        (["trainer.epochs=1.5"], r"trainer\.epochs: .*1\.5"),
+        (["head=arcfase"], r"head: there is no 'arcfase'; accepted: .*arcface"),
+        (["dataset=[sopp]"], r"dataset: there is no 'sopp'; accepted: .*toy"),
+        (["+exp=nothing"], r"exp: there is no 'nothing'; accepted:"),
+        (["+head.num_classes=10"], r"head\.num_classes: a fact of the data or the model"),
+        (["dataset=[folder]"], r"dataset\.folder\.root: a value is required"),
+    ],
+)
+def test_a_config_mistake_is_one_line_that_names_the_key(overrides, message):
+    with pytest.raises(UserError, match=message) as caught:
+        composed("train", overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "rewritten"),
+    [
+        ("ckpt=epoch=3.ckpt", "ckpt='epoch=3.ckpt'"),
+        ("pt=photo (1).pt", "pt='photo (1).pt'"),
+        ("dataset.folder.root=a#b", "dataset.folder.root='a#b'"),
+        ("out=it's", r"out='it\'s'"),
+        ("ckpt=null", "ckpt=null"),
+        ("ckpt='quoted'", "ckpt='quoted'"),
+        ("eval_on=sop", "dataset@eval_on=sop"),
+        ("optim.lr=1", "optim.lr=1"),
+        ("--config-dir=x", "--config-dir=x"),
+        ("+exp=a", "+exp=a"),
+    ],
+)
+def test_paths_survive_the_command_line(argument, rewritten):
+    assert rewrite(argument) == rewritten
+
+
+def test_a_home_folder_is_expanded():
+    assert rewrite("run_dir=~/x") == f"run_dir='{os.path.expanduser('~')}/x'"
+
+
+def test_strange_paths_reach_the_program_unharmed():
+    strange = "runs/a b=c#d (1).ckpt"
+    assert composed("export", [f"ckpt={strange}", "pt=x"])["ckpt"] == strange
+
+
+def test_annotations_become_enforced_types():
+    assert annotation("int") is int
+    assert annotation("float | None") == float | None
+    assert choices("Literal['a', 'b'] | None") == ["a", "b"]
+    assert choices("int") is None
+
+
+def test_a_users_own_folder_of_presets_is_read(tmp_path):
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "mine.yaml").write_text(
+        "defaults: [_mine, _self_]\n_target_: guie.train.optim.SGD\nlr: 0.123\n"
+    )
+    done = console("train", f"--config-dir={tmp_path}", "optim=mine", "--cfg", "job")
+    assert "lr: 0.123" in done.stdout, done.stderr
+
+
+BLOCKED = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {'torch', 'torchvision', 'timm', 'open_clip', 'albumentations', 'pandas', 'faiss'}:
+            raise SystemExit(f'{name} was imported')
+sys.meta_path.insert(0, Block())
+import runpy
+sys.argv = ['guie-' + sys.argv[1], *sys.argv[2:]]
+runpy.run_module('guie.cli.' + sys.argv[0][5:], run_name='__main__')
+"""
+
+
+def console(command: str, *arguments: str, code: str = BLOCKED) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "GUIE_DEBUG"}
+    return subprocess.run(
+        [sys.executable, "-c", code, command, *arguments], capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "export"])
+def test_help_answers_without_the_heavy_packages(command):
+    done = console(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"guie-{command}" in done.stdout
+
+
+def test_a_mistake_on_the_console_is_one_line_and_exit_code_2_without_the_heavy_packages():
+    done = console("train", "optim.lrr=1")
+    assert done.returncode == 2
+    assert done.stderr == "guie-train: optim.lrr: unknown key; did you mean 'lr'?\n"
+
+
+def test_the_block_of_heavy_packages_can_fail():
+    done = console("train", "--help", code=BLOCKED.replace("import runpy", "import runpy, torch"))
+    assert "torch was imported" in done.stderr
+
+
+def test_nothing_is_written_by_looking(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    console("train", "--cfg", "job")
+    assert list(Path(tmp_path).iterdir()) == []
