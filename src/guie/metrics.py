@@ -1,0 +1,206 @@
+"""Retrieval metrics as pure functions of where the hits are: arrays in, one float64 per query out.
+
+Everything is computed from hit positions only (how many of the K results are relevant, at which rank), so
+the cost follows the number of hits and not Q x K. Definitions that differ have different names; the exact
+wording of each is in its docstring. Shapes: Q queries, K results per query, H hits, N gallery images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from guie.types import Truth
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Relevant results of every query, best first within a query.
+
+    `query` (H,) int64 ascending; `rank` (H,) int64, 1 is the best; `order` (H,) int64: 1 for the first hit of
+    its query, 2 for the second ...; `relevant` (Q,) int64: how many gallery images are relevant; `depth`: K.
+    """
+
+    query: np.ndarray
+    rank: np.ndarray
+    order: np.ndarray
+    relevant: np.ndarray
+    depth: int
+
+    def __len__(self) -> int:
+        """Return Q, the number of queries."""
+        return len(self.relevant)
+
+
+def count_relevant(truth: Truth) -> np.ndarray:
+    """Return (Q,) int64: gallery images with the query's label, the query itself not counted."""
+    size = 1 + max(truth.query_labels.max(initial=-1), truth.gallery_labels.max(initial=-1))
+    counts = np.bincount(truth.gallery_labels, minlength=size)
+    return counts[truth.query_labels] - (truth.self_ids >= 0)
+
+
+def hits_from_mask(mask: np.ndarray, relevant: np.ndarray) -> Hits:
+    """Turn a (Q,K) bool mask "result is relevant" into `Hits`; `relevant` (Q,) as in `Hits`."""
+    query, column = np.nonzero(mask)
+    first_of_query = np.searchsorted(query, np.arange(len(mask)))
+    order = np.arange(len(query)) - first_of_query[query] + 1
+    return Hits(query, column + 1, order, np.asarray(relevant, dtype=np.int64), mask.shape[1])
+
+
+def find_hits(ids: np.ndarray, truth: Truth, *, distinct: bool = False) -> Hits:
+    """Return the hits of (Q,K) gallery positions; -1 is "no result" and never a hit.
+
+    An id that a query names twice counts once and uses up its rank both times (GUIE, GLDv2);
+    `distinct=True` promises that there is none and saves the check.
+    """
+    mask = truth.gallery_labels[ids] == truth.query_labels[:, None]
+    mask &= ids >= 0
+    if not distinct:
+        mask &= _first_mention(ids)
+    return hits_from_mask(mask, count_relevant(truth))
+
+
+def _first_mention(ids: np.ndarray) -> np.ndarray:
+    """Return (Q,K) bool: False where the same id stands earlier in the row."""
+    order = np.argsort(ids, axis=1, kind="stable")
+    ordered = np.take_along_axis(ids, order, axis=1)
+    first = np.ones_like(ordered, dtype=bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    mentioned = np.empty_like(first)
+    np.put_along_axis(mentioned, order, first, axis=1)
+    return mentioned
+
+
+def guie_precision(hits: Hits, k: int = 5) -> np.ndarray:
+    """Return mP@k of the Google Universal Image Embedding challenge, (Q,).
+
+    Hits among the first min(n, k) results, divided by min(n, k), n = relevant gallery images.
+    Raises ValueError where a query has none.
+    """
+    depth = np.minimum(_relevant_or_error(hits), k)
+    return _hits_within(hits, depth) / depth
+
+
+def precision_at(hits: Hits, k: int) -> np.ndarray:
+    """Return P@k, (Q,): hits in the top k divided by k, however few are relevant. Not mP@k."""
+    return _hits_within(hits, k) / k
+
+
+def recall_at(hits: Hits, k: int) -> np.ndarray:
+    """Return R@k as metric learning means it ("CMC"), (Q,): 1 where the top k hold at least one hit."""
+    return (_hits_within(hits, k) > 0).astype(np.float64)
+
+
+def average_precision_at(hits: Hits, k: int) -> np.ndarray:
+    """Return AP@k of landmark retrieval (GLDv2), (Q,): sum over ranks j <= k of P(j) rel(j), over min(n, k).
+
+    Raises ValueError where a query has no relevant gallery image.
+    """
+    return _summed_precision(hits, k) / np.minimum(_relevant_or_error(hits), k)
+
+
+def average_precision_at_r(hits: Hits) -> np.ndarray:
+    """Return MAP@R (Musgrave et al. 2020), (Q,): sum over ranks j <= R of P(j) rel(j), over R = relevant.
+
+    Ranks beyond `hits.depth` are unknown and count as misses. Raises ValueError where R is 0.
+    """
+    relevant = _relevant_or_error(hits)
+    return _summed_precision(hits, relevant) / relevant
+
+
+def r_precision(hits: Hits) -> np.ndarray:
+    """Return R-Precision, (Q,): hits in the top R, over R = relevant. Raises ValueError where R is 0."""
+    relevant = _relevant_or_error(hits)
+    return _hits_within(hits, relevant) / relevant
+
+
+def reciprocal_rank(hits: Hits) -> np.ndarray:
+    """Return 1 / rank of the first hit, (Q,); 0 where the K results hold none. Its mean is the MRR."""
+    first = hits.order == 1
+    value = np.zeros(len(hits))
+    value[hits.query[first]] = 1.0 / hits.rank[first]
+    return value
+
+
+def per_query(
+    hits: Hits, *, recall_ks: tuple[int, ...] = (1, 5, 10), map_k: int = 100
+) -> dict[str, np.ndarray]:
+    """Return every metric a report shows as {name: (Q,) float64}, with the names of the reports.
+
+    A metric that needs more than `hits.depth` results is left out rather than approximated.
+    """
+    values = {"mP@5": guie_precision(hits)}
+    values |= {f"R@{k}": recall_at(hits, k) for k in recall_ks if k <= hits.depth}
+    if hits.depth >= map_k:
+        values[f"mAP@{map_k}"] = average_precision_at(hits, map_k)
+    if hits.depth >= hits.relevant.max(initial=0):
+        values |= {"MAP@R": average_precision_at_r(hits), "R-Prec": r_precision(hits)}
+    return values | {"MRR": reciprocal_rank(hits)}
+
+
+def bootstrap_interval(
+    values: np.ndarray, *, samples: int = 10_000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of (Q,) per-query values."""
+    means = _resampled_means(np.asarray(values, dtype=np.float64), samples, np.random.default_rng(seed))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_bootstrap(
+    a: np.ndarray, b: np.ndarray, *, samples: int = 10_000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Return (mean(a - b), low, high): is system a better than b on the same queries?
+
+    `a`, `b` (Q,) values of the same queries in the same order; queries are drawn with replacement, both
+    systems see the same draw. The gain is real at `level` when the interval excludes 0. Raises ValueError
+    where the lengths differ.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(
+            f"a, b: {a.shape} and {b.shape} values; the same queries in the same order are needed"
+        )
+    low, high = bootstrap_interval(a - b, samples=samples, seed=seed, level=level)
+    return float(np.mean(a - b)), low, high
+
+
+def _relevant_or_error(hits: Hits) -> np.ndarray:
+    lone = np.flatnonzero(hits.relevant <= 0)
+    if len(lone):
+        raise ValueError(
+            f"relevant: {len(lone)} queries without a relevant gallery image (first: query {lone[0]}); "
+            "drop lone queries first"
+        )
+    return hits.relevant
+
+
+def _hits_within(hits: Hits, depth: int | np.ndarray) -> np.ndarray:
+    """Return (Q,) number of hits at ranks <= depth, one depth for all or one per query."""
+    limit = np.broadcast_to(depth, (len(hits),))
+    return np.bincount(hits.query[hits.rank <= limit[hits.query]], minlength=len(hits))
+
+
+def _summed_precision(hits: Hits, depth: int | np.ndarray) -> np.ndarray:
+    """Return (Q,) sum of P(j) over hits at ranks j <= depth; P(j) of a hit is order / rank."""
+    limit = np.broadcast_to(depth, (len(hits),))
+    within = hits.rank <= limit[hits.query]
+    precision = hits.order[within] / hits.rank[within]
+    return np.bincount(hits.query[within], weights=precision, minlength=len(hits))
+
+
+def _resampled_means(values: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return (samples,) means of `values` drawn with replacement.
+
+    Per-query metrics take few distinct values, and how often each is drawn is multinomial: the same
+    distribution as drawing queries, at a cost that does not grow with their number.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) * 8 <= len(values):
+        return rng.multinomial(len(values), counts / len(values), size=samples) @ distinct / len(values)
+    rows = max(1, 4_000_000 // len(values))
+    chunks = [min(rows, samples - start) for start in range(0, samples, rows)]
+    return np.concatenate(
+        [values[rng.integers(len(values), size=(n, len(values)))].mean(axis=1) for n in chunks]
+    )
