@@ -1,0 +1,245 @@
+"""Margin softmax over normalised rows with its gradient written by hand: one B x C buffer, or none.
+
+Autograd would keep five to ten B x C tensors and normalised copies of both operands. Here the cosines of
+one block of classes are formed while its weight rows are in cache, only the target's logit is changed, and
+rows are scaled by their norms instead of being copied. With several sub-centres (K) the maximum over K is
+taken in the same pass and only the winning row receives the gradient. `chunk` drops the buffer and forms
+the cosines again in the backward pass (the idea of cut cross-entropy).
+
+Shapes: B batch, D width, C classes, K sub-centres; weights (K, C, D).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Margin = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Target cosines (B,) -> the values that replace them (B,) and the derivatives of those (B,)."""
+
+_ZERO_LENGTH = 1e-12
+_CACHE_BYTES = 2 << 20
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of cosines: `scale` * `margin(target)`; by `chunk` classes, without the B x C buffer."""
+
+    margin: Margin
+    scale: float
+    smoothing: float = 0.0
+    chunk: int | None = None
+
+
+@dataclass(frozen=True)
+class Margined:
+    """Per sample (B,): `losses`; and, without gradient, the target's `cosine` and if it was the largest."""
+
+    losses: Tensor
+    cosine: Tensor
+    correct: Tensor
+
+
+def margin_softmax(embeddings: Tensor, weight: Tensor, labels: Tensor, rule: Rule) -> Margined:
+    """Return the cross-entropy of `scale * cos` with the margin on the target.
+
+    `embeddings` (B, D) and `weight` (C, D) or (K, C, D) of any length and of one floating dtype, `labels`
+    (B,) in 0..C-1 (not checked). A row of zero length has cosine 0 with everything and receives no gradient.
+    """
+    rows = weight if weight.dim() == 3 else weight.unsqueeze(0)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        losses, cosine, correct = _MarginSoftmax.apply(embeddings, rows, labels, rule)
+    return Margined(losses, cosine, correct)
+
+
+@dataclass(frozen=True)
+class Angular:
+    """cos(angle + margin), continued by cos - margin * sin(pi - margin) past pi - margin (ArcFace)."""
+
+    margin: float
+
+    def __call__(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values and slopes; the slope is bounded where the target is at angle 0 or pi."""
+        cos_m, sin_m = math.cos(self.margin), math.sin(self.margin)
+        sine = (1 - cosine * cosine).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
+        beyond = cosine <= -cos_m
+        value = torch.where(beyond, cosine - self.margin * sin_m, cosine * cos_m - sine * sin_m)
+        slope = torch.where(beyond, torch.ones_like(cosine), cos_m + cosine / sine * sin_m)
+        return value, slope
+
+
+@dataclass(frozen=True)
+class Additive:
+    """cos - margin (CosFace, AM-softmax); margin 0 is the plain normalised softmax."""
+
+    margin: float
+
+    def __call__(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values and slopes."""
+        return cosine - self.margin, torch.ones_like(cosine)
+
+
+class _Saved(NamedTuple):
+    """What the backward pass reads; `logits` (B, C) and `winners` (B, C) uint8 only without `chunk`."""
+
+    unit: Tensor  # (B, D) embeddings at length 1
+    inverse_e: Tensor  # (B,) 1 / length of the embeddings
+    weight: Tensor  # (K, C, D)
+    inverse_w: Tensor  # (K, C) 1 / length of the weight rows
+    labels: Tensor  # (B,)
+    cosine: Tensor  # (B,) of the target, before the margin
+    value: Tensor  # (B,) of the target, after the margin
+    slope: Tensor  # (B,) derivative of the margin
+    log_total: Tensor  # (B,) log-sum-exp of the logits
+    logits: Tensor | None
+    winners: Tensor | None
+
+
+class _MarginSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, embeddings: Tensor, weight: Tensor, labels: Tensor, rule: Rule
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inverse_e = _inverse_lengths(embeddings)
+        unit = embeddings * inverse_e[:, None]
+        cosine = _target_cosines(unit, weight, labels)
+        value, slope = rule.margin(cosine)
+        keep = not rule.chunk
+        logits = unit.new_empty(len(unit), weight.shape[1]) if keep else None
+        winners = _winners_like(logits, weight) if logits is not None else None
+        inverse_w = weight.new_empty(weight.shape[:2])
+        saved = _Saved(
+            unit, inverse_e, weight, inverse_w, labels, cosine, value, slope, unit[:, 0], logits, winners
+        )
+        sums = _LogSumExp(unit, with_sum=rule.smoothing > 0)
+        for block in _blocks(weight, rule.chunk):
+            inverse_w[:, block] = _inverse_lengths(weight[:, block])
+            sums.add(_block_logits(saved, rule.scale, block, fresh=True)[0])
+        log_total = sums.value()
+        losses = log_total - (1 - rule.smoothing) * rule.scale * value
+        if rule.smoothing > 0:
+            losses = losses - rule.smoothing / weight.shape[1] * sums.plain
+        ctx.rule = rule
+        ctx.save_for_backward(*saved._replace(log_total=log_total))
+        correct = cosine * rule.scale >= sums.top
+        ctx.mark_non_differentiable(cosine, correct)
+        return losses, cosine, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        saved, rule = _Saved(*ctx.saved_tensors), ctx.rule
+        weight_gradient = torch.empty_like(saved.weight) if ctx.needs_input_grad[1] else None
+        pulled = torch.zeros_like(saved.unit)
+        with torch.autocast(grad.device.type, enabled=False):
+            for block in _blocks(saved.weight, rule.chunk):
+                _block_backward(saved, rule, block, grad, pulled=pulled, weight_gradient=weight_gradient)
+        # cos = unit . w: the part along the embedding itself does not turn it
+        pulled -= saved.unit * (saved.unit * pulled).sum(1, keepdim=True)
+        pulled *= (rule.scale * grad * saved.inverse_e)[:, None]
+        return pulled, weight_gradient, None, None
+
+
+def _block_backward(
+    saved: _Saved, rule: Rule, block: slice, grad: Tensor, *, pulled: Tensor, weight_gradient: Tensor | None
+) -> None:
+    """Add the block's pull on the unit embeddings to `pulled`; write its rows of the weight gradient."""
+    logits, winners = _block_logits(saved, rule.scale, block, fresh=saved.logits is None)
+    slopes = torch.sub(logits, saved.log_total[:, None]).exp_()
+    if rule.smoothing > 0:
+        slopes.sub_(rule.smoothing / saved.weight.shape[1])
+    at, inside = _columns(saved.labels, block)
+    at_target = (slopes.gather(1, at) - (1 - rule.smoothing)) * saved.slope[:, None]
+    slopes.scatter_(1, at, torch.where(inside, at_target, slopes.gather(1, at)))
+    moments = slopes * logits  # derivative times scaled cosine; the target's logit is not its cosine
+    true_moment = at_target * (rule.scale * saved.cosine)[:, None]
+    moments.scatter_(1, at, torch.where(inside, true_moment, moments.gather(1, at)))
+    pushed = saved.unit * (rule.scale * grad)[:, None]
+    for k in range(saved.weight.shape[0]):
+        won = None if winners is None else winners == k
+        inverse, rows = saved.inverse_w[k, block], saved.weight[k, block]
+        own = slopes.mul_(inverse) if won is None else (slopes * inverse).mul_(won)
+        pulled.addmm_(own, rows)
+        if weight_gradient is not None:
+            along = grad @ (moments if won is None else moments * won)
+            out = torch.mm(own.t(), pushed, out=weight_gradient[k, block])
+            out.addcmul_(rows, (along * inverse * inverse)[:, None], value=-1)
+
+
+def _block_logits(saved: _Saved, scale: float, block: slice, *, fresh: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the block's logits (B, n), margin in place, and winning sub-centres; formed if `fresh`."""
+    size = (len(saved.unit), block.stop - block.start)
+    logits = saved.unit.new_empty(size) if saved.logits is None else saved.logits[:, block]
+    winners = _winners_like(logits, saved.weight) if saved.winners is None else saved.winners[:, block]
+    if not fresh:
+        return logits, winners
+    queries = saved.unit * scale
+    for k, rows in enumerate(saved.weight[:, block]):
+        found = torch.mm(queries, rows.t(), out=logits if k == 0 else None)
+        found.mul_(saved.inverse_w[k, block])
+        if k > 0 and winners is not None:
+            winners.masked_fill_(found > logits, k)
+            torch.maximum(logits, found, out=logits)
+    at, inside = _columns(saved.labels, block)
+    with_margin = (scale * saved.value)[:, None]
+    logits.scatter_(1, at, torch.where(inside, with_margin, logits.gather(1, at)))
+    return logits, winners
+
+
+class _LogSumExp:
+    """Log-sum-exp over columns that arrive in blocks, with the running maximum and the plain sum."""
+
+    def __init__(self, like: Tensor, *, with_sum: bool) -> None:
+        self.top = like.new_full((len(like),), -torch.inf)
+        self.total = like.new_zeros(len(like))
+        self.plain = like.new_zeros(len(like))
+        self.with_sum = with_sum
+
+    def add(self, logits: Tensor) -> None:
+        top = torch.maximum(self.top, logits.amax(1))
+        shifted = torch.sub(logits, top[:, None]).exp_()
+        self.total = self.total * (self.top - top).exp() + shifted.sum(1)
+        self.top = top
+        if self.with_sum:
+            self.plain += logits.sum(1)
+
+    def value(self) -> Tensor:
+        return self.top + self.total.log()
+
+
+def _blocks(weight: Tensor, chunk: int | None) -> Iterator[slice]:
+    """Yield slices of classes: at most `chunk` wide, and on a CPU as many as its cache holds."""
+    _, classes, width = weight.shape
+    step = chunk or classes
+    if weight.device.type == "cpu":
+        step = min(step, max(256, _CACHE_BYTES // (width * weight.element_size())))
+    return (slice(start, min(start + step, classes)) for start in range(0, classes, step))
+
+
+def _columns(labels: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Return each label's column (B, 1) in the block, clamped into it, and whether it is really there."""
+    column = (labels - block.start)[:, None]
+    width = block.stop - block.start
+    return column.clamp(0, width - 1), (column >= 0) & (column < width)
+
+
+def _winners_like(logits: Tensor, weight: Tensor) -> Tensor | None:
+    return torch.zeros_like(logits, dtype=torch.uint8) if weight.shape[0] > 1 else None
+
+
+def _target_cosines(unit: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Return the cosine (B,) with the nearest sub-centre of each label, within -1..1 despite rounding."""
+    rows = weight[:, labels]
+    cosines = (rows * unit).sum(-1) * _inverse_lengths(rows)
+    return cosines.amax(0).clamp(-1, 1)
+
+
+def _inverse_lengths(rows: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(rows, dim=-1)
+    return torch.where(length > _ZERO_LENGTH, length.reciprocal(), torch.zeros_like(length))

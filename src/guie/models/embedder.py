@@ -1,0 +1,86 @@
+"""Embedder: pictures to unit vectors, normalisation of the pixels inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from guie.types import Output, Preprocess
+
+
+class Embedder(nn.Module):
+    """Backbone, pooling, neck, unit length.
+
+    Pictures are (B, 3, H, W), uint8 or floating, 0..255, already brought to `preprocess.size_px`; they are
+    normalised by one fused multiply-add in the dtype of the weights.
+    """
+
+    def __init__(self, backbone: Any, pool: nn.Module, neck: Any) -> None:
+        super().__init__()
+        self.backbone, self.pool, self.neck = backbone, pool, neck
+        self.preprocess: Preprocess = backbone.preprocess
+        self.embed_dim: int = neck.embed_dim
+        self.frozen_backbone = False
+        mean, std = (
+            torch.tensor(v, dtype=torch.float64) for v in (self.preprocess.mean, self.preprocess.std)
+        )
+        # Not in the state dict: they follow from `preprocess`, which travels beside the weights.
+        self.register_buffer("pixel_scale", (1 / (255 * std)).float()[:, None, None], persistent=False)
+        self.register_buffer("pixel_shift", (-mean / std).float()[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Output:
+        """Return feature (B, F), tokens (B, T, F) or None, raw (B, D) and unit z (B, D)."""
+        found = self._maps(images)
+        tokens = found if isinstance(found, Tensor) and found.dim() == 3 else None
+        return self.from_features(self._pooled(found), tokens)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return unit vectors (B, D), in at least float32: the part that is traced for export."""
+        return _unit(self.neck(self._pooled(self._maps(images))))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return pooled features (B, F): what a frozen backbone may cache."""
+        return self._pooled(self._maps(images))
+
+    def from_features(self, feature: Tensor, tokens: Tensor | None = None) -> Output:
+        """Return the output of pooled features (B, F)."""
+        raw = _at_least_float32(self.neck(feature))
+        return Output(feature=feature, tokens=tokens, raw=raw, z=_unit(raw))
+
+    def freeze_backbone(self) -> None:
+        """Stop training the backbone: no gradients, and its batch norms keep their statistics."""
+        self.frozen_backbone = True
+        self.backbone.requires_grad_(False)
+        self.backbone.eval()
+
+    def train(self, mode: bool = True) -> Embedder:
+        """Set training mode; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen_backbone:
+            self.backbone.eval()
+        return self
+
+    def _maps(self, images: Tensor) -> Tensor | list[Tensor]:
+        scale = self.get_buffer("pixel_scale")
+        x = torch.addcmul(self.get_buffer("pixel_shift"), images.to(scale.dtype), scale)
+        if self.frozen_backbone:
+            with torch.no_grad():
+                return self.backbone(x)
+        return self.backbone(x)
+
+    def _pooled(self, found: Tensor | list[Tensor]) -> Tensor:
+        prefix = self.backbone.prefix_tokens
+        if isinstance(found, Tensor):
+            return self.pool(found, prefix)
+        return torch.cat([self.pool(stage, prefix) for stage in found], dim=1)
+
+
+def _unit(raw: Tensor) -> Tensor:
+    return functional.normalize(_at_least_float32(raw), dim=1)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
