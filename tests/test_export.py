@@ -21,7 +21,8 @@ from guie.errors import UserError
 from guie.export import destination, fresh, program
 from guie.export.destination import check_destination, check_format
 from guie.export.golden import GOLDEN_SIZES, draw, make_golden
-from guie.export.program import Prepare, build_program, torchscript_allowed
+from guie.export.prepare import Prepare
+from guie.export.program import build_program, torchscript_allowed
 from guie.export.torchscript import evaluating, export_torchscript
 from guie.export.verify import FRESH, TOLERANCE, describe, verify
 from guie.types import Output, Preprocess
@@ -144,7 +145,7 @@ def test_every_size_batch_and_dtype_gives_unit_vectors_of_the_evaluation_path(ex
         np.testing.assert_allclose(found.detach().norm(dim=1).numpy(), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [*GOLDEN_SIZES, (31, 33), (5, 700)])
+@pytest.mark.parametrize("size", [*GOLDEN_SIZES, (31, 33), (5, 700), (701, 13), (1000, 2)])
 @pytest.mark.parametrize("name", SPECS)
 def test_the_file_resizes_exactly_as_the_evaluation_does(name, size):
     pictures = draw(size, 2, seed=1)

@@ -8,76 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from guie.export.prepare import Prepare
 from guie.types import Preprocess
-
-
-class Prepare(nn.Module):
-    """`guie.resize` in TorchScript: (B,3,H,W) uint8 or float 0..255 -> (B,3,h,w) uint8.
-
-    Float pictures are clamped to 0..255 and rounded to whole levels first (halves to the even one, NaN to
-    0), so that they mean what the same uint8 picture means. Resizing works on uint8, as evaluation does;
-    on a device without that kernel it works on float and rounds, which is within a level.
-    """
-
-    def __init__(self, spec: Preprocess):
-        super().__init__()
-        self.height, self.width = spec.size_px
-        self.crop: str = spec.crop
-        self.fraction = spec.crop_fraction
-        self.mode: str = spec.interpolation
-        self.background: Tensor
-        self.register_buffer("background", torch.tensor(spec.background, dtype=torch.uint8).view(1, 3, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the network's input; raises ValueError for another shape than (B,3,H,W)."""
-        if images.dim() != 4 or images.size(1) != 3:
-            raise ValueError(f"images: {list(images.shape)}; accepted: (B,3,H,W), RGB, 0..255")
-        levels = self.levels(images)
-        if self.crop == "center":
-            return self.center(levels)
-        if self.crop == "pad":
-            return self.pad(levels)
-        return self.resize(levels, self.height, self.width)
-
-    def levels(self, images: Tensor) -> Tensor:
-        """Return whole levels 0..255 as uint8."""
-        if images.dtype == torch.uint8:
-            return images
-        return torch.nan_to_num(images.float(), 0.0).clamp(0.0, 255.0).round().to(torch.uint8)
-
-    def resize(self, levels: Tensor, height: int, width: int) -> Tensor:
-        """Return (B,3,height,width) uint8, antialiased."""
-        if levels.device.type == "cpu":
-            return F.interpolate(levels, [height, width], mode=self.mode, antialias=True)
-        smooth = F.interpolate(levels.float(), [height, width], mode=self.mode, antialias=True)
-        return smooth.clamp(0.0, 255.0).round().to(torch.uint8)
-
-    def center(self, levels: Tensor) -> Tensor:
-        """Bring the short side to size / crop_fraction, cut the middle."""
-        height, width = levels.size(2), levels.size(3)
-        short_h, short_w = int(self.height / self.fraction), int(self.width / self.fraction)
-        if height * short_w <= width * short_h:
-            resized = self.resize(levels, short_h, max(1, int(short_h * width / height)))
-        else:
-            resized = self.resize(levels, max(1, int(short_w * height / width)), short_w)
-        # TorchScript's round() gives a float, Python's an int: the int() is for the former.
-        top = int(round((resized.size(2) - self.height) / 2.0))  # noqa: RUF046
-        left = int(round((resized.size(3) - self.width) / 2.0))  # noqa: RUF046
-        return resized[:, :, top : top + self.height, left : left + self.width]
-
-    def pad(self, levels: Tensor) -> Tensor:
-        """Fit the long side, put the picture in the middle of the background."""
-        height, width = levels.size(2), levels.size(3)
-        scale = min(self.height / height, self.width / width)
-        inner_h = min(self.height, max(1, int(round(height * scale))))  # noqa: RUF046
-        inner_w = min(self.width, max(1, int(round(width * scale))))  # noqa: RUF046
-        canvas = self.background.expand(levels.size(0), 3, self.height, self.width).clone()
-        top, left = (self.height - inner_h) // 2, (self.width - inner_w) // 2
-        canvas[:, :, top : top + inner_h, left : left + inner_w] = self.resize(levels, inner_h, inner_w)
-        return canvas
 
 
 class Vector(nn.Module):
