@@ -110,11 +110,11 @@ class Manifest:
         """Return the picture's encoded bytes.
 
         Raises:
-            OSError: the file cannot be read (a bad image to the loader).
+            BadImage: the file or record is missing or damaged.
 
         """
         file, entry = self.place(i)
-        return self._pictures(file, entry)
+        return self._pictures.read(file, entry)
 
     def select(self, rows: np.ndarray | Sequence[int]) -> Manifest:
         """Return the rows of a boolean mask (N,) or of positions (M,), in the order given."""

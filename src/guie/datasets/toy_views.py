@@ -30,44 +30,44 @@ def photograph(thing: Canvas, rng: np.random.Generator) -> bytes:
 def _viewpoint(rng: np.random.Generator, side: int) -> np.ndarray:
     """Return the homography (3,3) from canvas to picture: turn, scale, shift, then pull the corners."""
     corners = np.array([(0, 0), (SIDE, 0), (SIDE, SIDE), (0, SIDE)], np.float32)
-    turn = np.deg2rad(rng.normal(0, 16))
-    scale = side / SIDE * rng.uniform(0.62, 1.08)
+    turn = np.deg2rad(rng.normal(0, 9))
+    scale = side / SIDE * rng.uniform(0.87, 1.15)
     rotate = scale * np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    rotate[0] *= rng.uniform(0.75, 1.0)  # seen from the side, a thing is narrower
+    rotate[0] *= rng.uniform(0.85, 1.0)  # seen from the side, a thing is narrower
     seen = (corners - SIDE / 2) @ rotate.T + side / 2
-    seen += rng.uniform(-0.11, 0.11, 2) * side
-    seen += rng.uniform(-0.07, 0.07, (4, 2)) * side
+    seen += rng.uniform(-0.055, 0.055, 2) * side
+    seen += rng.uniform(-0.04, 0.04, (4, 2)) * side
     return cv2.getPerspectiveTransform(corners, seen.astype(np.float32))
 
 
 def _recolour(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Turn the hue and change the saturation: colour alone must not tell which thing it is."""
     grey = picture @ _LUMA.astype(np.float32)
-    turn = rng.normal(0, 0.5)
+    turn = rng.normal(0, 0.12)
     axis = np.ones(3) / np.sqrt(3)
     cross = np.cross(np.eye(3), axis)
     rotation = np.cos(turn) * np.eye(3) + np.sin(turn) * cross + (1 - np.cos(turn)) * np.outer(axis, axis)
     hued = picture @ rotation.T.astype(np.float32)
-    saturation = np.float32(rng.uniform(0.25, 1.2))
+    saturation = np.float32(rng.uniform(0.7, 1.15))
     return grey[..., None] + saturation * (hued - grey[..., None])
 
 
 def _light(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Change brightness, contrast, colour temperature, and let the light fall from one side."""
     side = picture.shape[0]
-    slope = rng.uniform(-0.35, 0.35, 2).astype(np.float32)
+    slope = rng.uniform(-0.2, 0.2, 2).astype(np.float32)
     ramp = np.linspace(-1, 1, side, dtype=np.float32)
     fall = 1 + slope[0] * ramp[:, None] + slope[1] * ramp[None, :]
-    warmth = rng.normal(0, 0.12)
-    gain = rng.uniform(0.55, 1.25) * np.array([1 + warmth, 1.0, 1 - warmth], np.float32)
-    contrast, noise = np.float32(rng.uniform(0.65, 1.15)), np.float32(rng.uniform(0, 9))
+    warmth = rng.normal(0, 0.06)
+    gain = rng.uniform(0.78, 1.12) * np.array([1 + warmth, 1.0, 1 - warmth], np.float32)
+    contrast, noise = np.float32(rng.uniform(0.75, 1.1)), np.float32(rng.uniform(0, 6))
     grain = rng.standard_normal(picture.shape, dtype=np.float32) * noise
     return ((picture - 128) * contrast + 128) * fall[..., None] * gain + grain
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
     shade = PALETTES[rng.integers(len(PALETTES)), rng.integers(5)] + rng.normal(0, 30, 3)
-    return np.clip(shade, 0, 255)
+    return np.clip(0.5 * shade + 64, 0, 255)  # paler than the things
 
 
 def _background(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -78,8 +78,8 @@ def _background(rng: np.random.Generator, side: int) -> np.ndarray:
     ground = np.ascontiguousarray(
         np.broadcast_to((first + (second - first) * ramp[..., None]), (side, side, 3))
     )
-    for _ in range(int(rng.integers(0, 11))):
-        shape = _clutter(rng, side, rng.uniform(0.04, 0.22) * side)
+    for _ in range(int(rng.integers(0, 5))):
+        shape = _clutter(rng, side, rng.uniform(0.04, 0.15) * side)
         cv2.fillPoly(ground, [shape], tuple(_colour(rng)), cv2.LINE_8, 3)
     return ground
 
@@ -95,8 +95,8 @@ def _clutter(rng: np.random.Generator, side: int, radius: float) -> np.ndarray:
 
 def _occlude(picture: np.ndarray, rng: np.random.Generator) -> None:
     side = picture.shape[0]
-    for _ in range(int(rng.choice(3, p=[0.45, 0.4, 0.15]))):
-        shape = _clutter(rng, side, rng.uniform(0.08, 0.19) * side)
+    for _ in range(int(rng.choice(3, p=[0.6, 0.33, 0.07]))):
+        shape = _clutter(rng, side, rng.uniform(0.07, 0.16) * side)
         cv2.fillPoly(picture, [shape], tuple(_colour(rng)), cv2.LINE_AA, 3)
 
 

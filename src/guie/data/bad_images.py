@@ -1,0 +1,75 @@
+"""What happens when a picture cannot be read: counted and replaced, or the end of the run. Never grey."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Literal
+
+from guie.datasets.manifest import Manifest
+from guie.errors import UserError
+
+
+class BadImages:
+    """The bad pictures of one manifest, listed in `path` (bad_images.csv) as file, entry, reason.
+
+    `policy="skip"`: the caller replaces them (see `replacement`), and the run fails when their share of the
+    manifest's rows rises above `max_share`. `policy="fail"`: the first one ends the run. A list that is
+    already at `path` is continued, so a resumed run keeps its count.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        path: str | Path | None = None,
+        policy: Literal["skip", "fail"] = "skip",
+        max_share: float = 0.01,
+    ):
+        if policy not in ("skip", "fail"):
+            raise UserError(f"bad_images: {policy!r}; accepted: skip, fail")
+        self.manifest, self.policy, self.max_share = manifest, policy, max_share
+        self.path = Path(path) if path else None
+        self.reasons: dict[tuple[str, str], str] = {}
+        if self.path and self.path.exists():
+            with self.path.open(newline="") as file:
+                self.reasons = {(row["file"], row["entry"]): row["reason"] for row in csv.DictReader(file)}
+
+    def __len__(self) -> int:
+        return len(self.reasons)
+
+    def add(self, row: int, reason: str) -> None:
+        """Count row `row` of the manifest once, write the list, and judge.
+
+        Raises:
+            UserError: the policy is `fail`, or more than `max_share` of the rows are bad.
+
+        """
+        file, entry = self.manifest.place(row)
+        place = file if entry is None else f"{file}[{entry}]"
+        if self.policy == "fail":
+            raise UserError(
+                f"bad_images: {place} cannot be used ({reason}); accepted with policy 'fail': none"
+            )
+        if (file, entry or "") in self.reasons:
+            return
+        self.reasons[file, entry or ""] = reason
+        self._write()
+        share = len(self) / len(self.manifest)
+        if share > self.max_share:
+            listed = f", listed in {self.path}" if self.path else ""
+            raise UserError(
+                f"bad_images: {len(self)} of {len(self.manifest)} pictures ({share:.1%}) cannot be used"
+                f"{listed}; the last is {place} ({reason}); accepted: at most {self.max_share:.1%}"
+            )
+
+    def _write(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        with partial.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "entry", "reason"])
+            writer.writerows((*place, reason) for place, reason in sorted(self.reasons.items()))
+        os.replace(partial, self.path)
