@@ -127,6 +127,19 @@ class Manifest:
         """Return the rows whose split is one of `names`."""
         return self.select(np.isin(self.splits, names))
 
+    def keep_domains(self, names: Sequence[str]) -> Manifest:
+        """Return the rows of these domains.
+
+        Raises:
+            UserError: a domain that no row has.
+
+        """
+        unknown = sorted(set(names) - set(self.domain_names))
+        if unknown:
+            accepted = ", ".join(self.domain_names)
+            raise UserError(f"dataset {self.name}: unknown domain {unknown[0]!r}; accepted: {accepted}")
+        return self.select(np.isin(self.domains, [self.domain_names.index(name) for name in names]))
+
     def fingerprint(self) -> str:
         """Return 16 hex digits of the file list, entries, labels and domains, in row order."""
         digest = hashlib.sha256()

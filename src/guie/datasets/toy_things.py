@@ -6,6 +6,7 @@ A thing is told by its geometry. Colours come from five palettes that all domain
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -200,8 +201,8 @@ def logo(rng: np.random.Generator) -> Canvas:
 
 
 _CUTS = {
-    "shirt": [(30, 12), (44, 18), (68, 18), (82, 12), (104, 34), (92, 48), (82, 40), (82, 98), (30, 98), (30, 40),
-              (20, 48), (8, 34)],
+    "shirt": [(30, 12), (44, 18), (68, 18), (82, 12), (104, 34), (92, 48), (82, 40), (82, 98), (30, 98),
+              (30, 40), (20, 48), (8, 34)],
     "dress": [(40, 10), (50, 18), (62, 18), (72, 10), (74, 46), (98, 100), (14, 100), (38, 46)],
     "trousers": [(30, 10), (82, 10), (92, 102), (66, 102), (56, 44), (46, 102), (20, 102)],
     "bag": [(36, 30), (40, 10), (72, 10), (76, 30), (98, 30), (104, 100), (8, 100), (14, 30)],
@@ -247,7 +248,7 @@ def building(rng: np.random.Generator) -> Canvas:
     edges = np.concatenate([[0], np.sort(rng.uniform(0.15, 0.85, towers - 1)), [1]])
     edges = _MARGIN + (SIDE - 2 * _MARGIN) * (0.5 * edges + 0.5 * np.linspace(0, 1, towers + 1))
     ground = SIDE - _MARGIN
-    for left, right in zip(edges[:-1], edges[1:], strict=True):
+    for left, right in pairwise(edges):
         wide, top = right - left, rng.uniform(24, 62)
         canvas.polygon(box(left, top, wide, ground - top), int(rng.integers(0, 2)))
         _roof(canvas, rng, left, top, wide)
