@@ -1,0 +1,142 @@
+"""Which process of how many this is, on what device, and how the processes agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from guie.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """How the arithmetic is done. Config group `hw`.
+
+    `precision` auto is bf16 on a GPU that has it, else fp32. `workers` decode pictures (None: one per core
+    that is left). `threads` are torch's on the CPU (None: torch's own choice).
+    """
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool = False
+    compile: bool = False
+    tf32: bool = True
+    workers: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among `size`; rank 0 writes files."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Return whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def any(self, flag: int) -> int:
+        """Return the largest `flag` of all ranks: they stop together or not at all."""
+        if self.size == 1:
+            return flag
+        shared = torch.tensor([flag])  # on the CPU, so that asking does not wait for the GPU
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return int(shared)
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Return `values` averaged over ranks."""
+        if self.size == 1:
+            return values
+        shared = values.clone()
+        dist.all_reduce(shared)
+        return shared / self.size
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return each rank's `value`, in the order of ranks, on every rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Run `work` on rank 0 and return its result everywhere; its UserError is raised everywhere, too."""
+        if self.size == 1:
+            return work()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = work()
+            except UserError as error:
+                outcome[1] = str(error)
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        return outcome[0]
+
+
+@contextmanager
+def world(device: str = "auto", timeout_s: float = 1800.0) -> Iterator[World]:
+    """Join the processes that torchrun started (environment WORLD_SIZE, RANK, ...), or be alone.
+
+    `device` is auto, cpu or cuda; each process takes the GPU of its LOCAL_RANK.
+    Raises UserError where cuda is asked for and absent.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if size == 1:
+        yield World(device=chosen)
+        return
+    # Control messages stay on gloo: they must not wait for the GPU's queue.
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield World(int(os.environ["RANK"]), size, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def pick_device(device: str, local_rank: int = 0) -> torch.device:
+    """Return the torch device meant by auto, cpu or cuda."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device: '{device}'; accepted: auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: 'cuda', but torch finds no GPU; accepted here: auto, cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def precision(wanted: str, device: torch.device) -> torch.dtype | None:
+    """Return the autocast type meant by auto, fp32, bf16 or fp16; None is full precision."""
+    if wanted == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bf16 else None
+    accepted = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if wanted not in accepted:
+        raise UserError(f"hw.precision: '{wanted}'; accepted: auto, {', '.join(accepted)}")
+    return accepted[wanted]
+
+
+def replicate(module: nn.Module, here: World, static: bool = True) -> nn.Module:
+    """Wrap `module` so that its gradients are averaged over ranks; alone it is returned as it is.
+
+    `static`: every step uses the same parameters, which lets torch overlap more; torch allows that only
+    where no step accumulates several backward passes.
+    """
+    if here.size == 1 or not any(p.requires_grad for p in module.parameters()):
+        return module
+    return nn.parallel.DistributedDataParallel(module, static_graph=static, gradient_as_bucket_view=True)

@@ -1,0 +1,478 @@
+"""The fit loop: plain torch, one optimiser step after another, each a function of (seed, step, weights).
+
+What a step uses is drawn from (seed, step): the batch's rows and augmentation by the loader, the dropout by
+the generators seeded here. So a run that was killed continues from an integer and ends in the same bits.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from guie.checkpoint import State, Store
+from guie.errors import UserError
+from guie.train.distributed import Hardware, World, precision, replicate
+from guie.train.ema import Ema
+from guie.train.hooks import Hook
+from guie.train.model import TrainedModel, freeze
+from guie.train.schedule import lr_factor
+from guie.train.signals import StopRequests, stop_requests
+from guie.types import Batch
+
+Batches = Callable[[int, int], Iterator[Batch]]
+Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long, how fast and with what care to train. Config group `trainer`.
+
+    `batch_size` counts all ranks and micro-batches; `accumulate` cuts a rank's share into that many.
+    `max_steps` ends earlier than `epochs`. `warmup` is a share of all steps. `clip_norm` 0 does not clip;
+    `ema_decay` 0 keeps no average. `eval_every` and `save_every` count epochs (0: only at the end),
+    `save_steps` adds checkpoints every so many steps. `monitor` names the measurement that finds the best.
+    """
+
+    epochs: int = 10
+    max_steps: int | None = None
+    batch_size: int = 128
+    accumulate: int = 1
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    final_lr: float = 0.0
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    freeze_backbone: bool = False
+    cache_features: bool = False
+    cache_views: int = 1
+    freeze_bn: bool = False
+    sync_bn: bool = False
+    eval_every: int = 1
+    save_every: int = 1
+    save_steps: int | None = None
+    keep: int = 2
+    monitor: str = "mP@5"
+    log_every: int = 10
+
+    def check(self) -> Settings:
+        """Return the settings; raises UserError naming the first that cannot be."""
+        rules: list[tuple[str, bool, str]] = [
+            ("epochs", self.epochs >= 1, "1 or more"),
+            ("max_steps", self.max_steps is None or self.max_steps >= 1, "1 or more, or null"),
+            ("batch_size", self.batch_size >= 1, "1 or more"),
+            ("accumulate", self.accumulate >= 1, "1 or more"),
+            ("schedule", self.schedule in ("cosine", "linear", "constant"), "cosine, linear, constant"),
+            ("warmup", 0 <= self.warmup < 1, "a share of all steps, 0 <= warmup < 1"),
+            ("clip_norm", self.clip_norm >= 0, "0 (off) or more"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "0 (off) <= ema_decay < 1"),
+            (
+                "cache_features",
+                self.freeze_backbone or not self.cache_features,
+                "false, or freeze_backbone=true",
+            ),
+            ("cache_views", self.cache_views >= 1, "1 or more"),
+            ("save_steps", self.save_steps is None or self.save_steps >= 1, "1 or more, or null"),
+            ("keep", self.keep >= 1, "1 or more"),
+            ("log_every", self.log_every >= 1, "1 or more"),
+        ]
+        for name, holds, accepted in rules:
+            if not holds:
+                raise UserError(f"trainer.{name}: {getattr(self, name)!r}; accepted: {accepted}")
+        return self
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Return after how many optimiser steps training ends."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+@dataclass
+class Task:
+    """What is trained on what. `batches(start, stop)` yields this rank's share of each global step's batch.
+
+    With `features` the batches hold cached features (B,F) in place of images. `evaluate(embedder, step)` is
+    called on every rank with the weights that would be exported; it may return nothing but on rank 0.
+    """
+
+    embedder: nn.Module
+    head: nn.Module
+    optimizer: Optimizer
+    batches: Batches
+    steps_per_epoch: int
+    evaluate: Evaluate | None = None
+    features: bool = False
+
+
+@dataclass
+class Run:
+    """Where a run's results go and where it starts: `store` and `hooks` are used on rank 0 only.
+
+    `meta` is kept in each checkpoint (config, preprocess, labels); `describe(weights)` adds what depends on
+    the weights (the space id). `resume` is the state to continue from.
+    """
+
+    store: Store | None = None
+    hooks: Sequence[Hook] = ()
+    seed: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    describe: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] | None = None
+    resume: State | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How training ended: `signal` is 0 unless it was asked to stop; `exit_code` is what a shell expects."""
+
+    step: int
+    steps: int
+    best: Mapping[str, Any] | None
+    signal: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0, or 128 + signal: 143 for SIGTERM, 130 for SIGINT."""
+        return 128 + self.signal if self.signal else 0
+
+
+def fit(task: Task, settings: Settings, hardware: Hardware, world: World, run: Run) -> Summary:
+    """Train until the last step or until told to stop; save, evaluate and report on the way.
+
+    Raises UserError for a loss that is not finite (before any checkpoint would hold it).
+    """
+    engine = Engine(task, settings.check(), hardware, world, run)
+    hooks = list(run.hooks) if world.is_main else []
+    for hook in hooks:
+        hook.start(engine.step, engine.steps)
+    try:
+        with stop_requests() as requests:
+            return _steps(engine, hooks, requests)
+    finally:
+        for hook in hooks:
+            hook.close()
+
+
+def _steps(engine: Engine, hooks: Sequence[Hook], requests: StopRequests) -> Summary:
+    if engine.owes_evaluation():
+        _milestone(engine, hooks, stopping=False)
+    clock = _Clock()
+    stop = 0
+    for batch in engine.task.batches(engine.step, engine.steps):
+        engine.advance(batch)
+        clock.pause(len(batch.labels) * engine.world.size)
+        stop = engine.world.any(requests.signal)
+        if engine.checks_now() or stop:
+            engine.require_finite()
+        for hook in hooks:
+            hook.tick(engine.step)
+        if engine.logs_now():
+            _tell(hooks, {**engine.measured(), "images_per_s": clock.rate()})
+        _milestone(engine, hooks, stopping=bool(stop))
+        if stop:
+            break
+        clock.go_on()
+    if engine.step < engine.steps and not stop:
+        raise UserError(f"data: batches ended at step {engine.step} of {engine.steps}")
+    return Summary(engine.step, engine.steps, engine.best, stop)
+
+
+def _milestone(engine: Engine, hooks: Sequence[Hook], stopping: bool) -> None:
+    """Evaluate and save where the settings say so; being asked to stop saves at once and evaluates later."""
+    evaluates, saves = engine.due()
+    best = None
+    if evaluates and not stopping:
+        found = engine.evaluate()
+        _tell(hooks, {"step": engine.step, "epoch": engine.epoch, **found})
+        best = engine.judge(found)
+    if saves or evaluates or stopping:
+        engine.save(best)
+
+
+def _tell(hooks: Sequence[Hook], record: Mapping[str, float]) -> None:
+    for hook in hooks:
+        hook.record(record)
+
+
+class Engine:
+    """The moving parts of one run between two steps; `step` counts finished optimiser steps."""
+
+    def __init__(self, task: Task, settings: Settings, hardware: Hardware, world: World, run: Run) -> None:
+        self.task, self.settings, self.world, self.run = task, settings, world, run
+        self.steps = settings.num_steps(task.steps_per_epoch)
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        _set_threads(hardware)
+        if settings.freeze_backbone:
+            freeze(task.embedder, cached=task.features)
+        self.dtype = precision(hardware.precision, world.device)
+        self.trained = TrainedModel(task.embedder, task.head, self.dtype, task.features)
+        self.trained.configure(settings.freeze_bn, settings.sync_bn, hardware.channels_last, world)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
+        self.ema = Ema(task.embedder, settings.ema_decay) if settings.ema_decay else None
+        self.parameters = [p for group in task.optimizer.param_groups for p in group["params"]]
+        self.window: dict[str, Tensor] = {}
+        self.num_in_window = 0
+        self.evaluated_at = 0
+        self._unchecked: list[tuple[int, Tensor, dict[str, Tensor]]] = []
+        if run.resume is not None:
+            self._load(run.resume)
+        compiled = torch.compile(self.trained) if hardware.compile else self.trained
+        self.model = replicate(compiled, world, static=settings.accumulate == 1)  # type: ignore[arg-type]
+        self.trained.train()
+
+    @property
+    def epoch(self) -> float:
+        """Return how many epochs are done, with the started one as a fraction."""
+        return self.step / self.task.steps_per_epoch
+
+    def advance(self, batch: Batch) -> None:
+        """Take one optimiser step on this rank's share of a global batch."""
+        seed_everything(self.run.seed, self.step, self.world.rank)
+        self._set_rates()
+        values = self.gradients(batch)
+        values["grad_norm"] = self.update()
+        self.step += 1
+        self._unchecked.append((self.step, batch.ids, values))
+        self.num_in_window += 1
+        for name, value in values.items():
+            self.window[name] = self.window[name] + value if name in self.window else value
+
+    def gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Leave the gradient of the batch's mean loss in the parameters; return loss and scalars."""
+        self.task.optimizer.zero_grad(set_to_none=True)
+        pieces = split(
+            to_device(batch, self.world.device, self.trained.memory_format), self.settings.accumulate
+        )
+        values: dict[str, Tensor] = {}
+        for i, piece in enumerate(pieces):
+            share = len(piece.labels) / len(batch.labels)
+            with self._without_sync(last=i == len(pieces) - 1):
+                loss, scalars = self.model(piece)
+                self.scaler.scale(loss * share).backward()
+            for name, value in {"loss": loss.detach(), **scalars}.items():
+                values[name] = values.get(name, 0.0) + value * share
+        return values
+
+    def update(self) -> Tensor:
+        """Unscale, clip and apply the gradients; return their norm before clipping."""
+        self.scaler.unscale_(self.task.optimizer)
+        limit = self.settings.clip_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        self.scaler.step(self.task.optimizer)
+        self.scaler.update()
+        if self.ema:
+            self.ema.update()
+        return norm
+
+    def _set_rates(self) -> None:
+        settings = self.settings
+        warmup_steps = round(settings.warmup * self.steps)
+        factor = lr_factor(self.step, self.steps, warmup_steps, settings.schedule, settings.final_lr)
+        for group in self.task.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def _without_sync(self, last: bool) -> AbstractContextManager:
+        if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def checks_now(self) -> bool:
+        """Return whether losses are looked at now: always before one is told or saved, on a GPU only then."""
+        return self.world.device.type == "cpu" or self.logs_now() or any(self.due())
+
+    def require_finite(self) -> None:
+        """Raise UserError on every rank, naming step and batch ids, where a loss or gradient is NaN."""
+        unchecked, self._unchecked = self._unchecked, []
+        bad = next((entry for entry in unchecked if not self._is_finite(entry[2])), None)
+        if not self.world.any(int(bad is not None)):
+            return
+        step, ids = _first_bad(self.world.gather(None if bad is None else (bad[0], _bad_ids(bad))))
+        named = f"loss of batch ids {ids[:32]}" if ids else "gradient"
+        more = f" and {len(ids) - 32} more" if len(ids) > 32 else ""
+        raise UserError(
+            f"training: {named}{more} at step {step} is not finite; nothing of it was saved; "
+            "a lower optim.lr, trainer.clip_norm=1 or hw.precision=fp32 may help"
+        )
+
+    def _is_finite(self, values: Mapping[str, Tensor]) -> bool:
+        # fp16 gradients overflow as a matter of course: the scaler skips that step and lowers its scale.
+        watched = ["loss"] if self.scaler.is_enabled() else ["loss", "grad_norm"]
+        return all(bool(torch.isfinite(values[name])) for name in watched)
+
+    def logs_now(self) -> bool:
+        """Return whether this step ends a window of measurements."""
+        return self.step % self.settings.log_every == 0 or self.step == self.steps
+
+    def measured(self) -> dict[str, float]:
+        """Return the means of the window that ends here, over its steps and all ranks, and begin another."""
+        names = sorted(self.window)
+        sums = torch.stack([self.window[name].detach().double().cpu().reshape(()) for name in names])
+        means = self.world.mean(sums / self.num_in_window).tolist()
+        self.window, self.num_in_window = {}, 0
+        rate = max(group["lr"] for group in self.task.optimizer.param_groups)
+        values = dict(zip(names, means, strict=True))
+        first = {"step": self.step, "epoch": self.epoch, "loss": values.pop("loss")}
+        return {**first, **values, "lr": rate}
+
+    def due(self) -> tuple[bool, bool]:
+        """Return whether this step is one to evaluate at, and one to save at."""
+        settings, last = self.settings, self.step == self.steps
+        epoch, inside = divmod(self.step, self.task.steps_per_epoch)
+        evaluates = last or (inside == 0 and _every(epoch, settings.eval_every))
+        saves = last or (inside == 0 and _every(epoch, settings.save_every))
+        saves = saves or _every(self.step, settings.save_steps or 0)
+        return evaluates and self.task.evaluate is not None, saves
+
+    def evaluate(self) -> dict[str, float]:
+        """Call the task's evaluation with the weights that would be exported."""
+        if self.task.evaluate is None:
+            return {}
+        self.trained.eval()
+        with self.ema.applied() if self.ema else nullcontext(), torch.no_grad():
+            found = dict(self.task.evaluate(self.task.embedder, self.step))
+        self.trained.train()
+        self.evaluated_at = self.step
+        return found
+
+    def owes_evaluation(self) -> bool:
+        """Return whether the run was stopped where an evaluation was due that it did not make."""
+        return self.step > 0 and self.due()[0] and self.evaluated_at != self.step
+
+    def judge(self, found: Mapping[str, float]) -> dict[str, Any] | None:
+        """Return what makes this step the best so far, or None where it is not."""
+        score = self.world.on_main(lambda: found.get(self.settings.monitor))
+        if score is None or (self.best and score <= self.best["score"]):
+            return None
+        self.best = {"metric": self.settings.monitor, "score": float(score), "step": self.step}
+        return self.best
+
+    def save(self, best: Mapping[str, Any] | None) -> None:
+        """Write a checkpoint on rank 0; the others wait."""
+        # Every rank continues from the same window: the mean of them all.
+        self.window = {name: self.world.mean(self.window[name]) for name in sorted(self.window)}
+        self.world.on_main(lambda: self._write(best))
+
+    def _write(self, best: Mapping[str, Any] | None) -> None:
+        if self.run.store is not None:
+            self.run.store.save(self.state(), best)
+
+    def state(self) -> State:
+        """Return everything that is needed to continue from here."""
+        parts = {"embedder": dict(self.task.embedder.state_dict()), "head": dict(self.task.head.state_dict())}
+        names = ("window", "num_in_window", "evaluated_at", "best")
+        training: dict[str, Any] = {name: getattr(self, name) for name in names}
+        training["optimizer"] = self.task.optimizer.state_dict()
+        training["scaler"] = self.scaler.state_dict()
+        if self.ema:
+            parts["ema"] = self.ema.average
+            training["ema_updates"] = self.ema.num_updates
+        state = State(self.step, parts, training, {**self.run.meta, "seed": self.run.seed})
+        if self.run.describe:
+            state.meta.update(self.run.describe(state.weights))
+        return state
+
+    def _load(self, state: State) -> None:
+        load_weights(self.task.embedder, state.parts["embedder"], "embedder")
+        load_weights(self.task.head, state.parts["head"], "head")
+        self.task.optimizer.load_state_dict(state.training["optimizer"])
+        self.scaler.load_state_dict(state.training["scaler"])
+        self.window = {name: value.to(self.world.device) for name, value in state.training["window"].items()}
+        self.num_in_window = state.training["num_in_window"]
+        self.best = state.training["best"]
+        self.evaluated_at = state.training["evaluated_at"]
+        self.step = state.step
+        if self.ema:
+            self.ema.load(state.weights, state.training.get("ema_updates", 0))
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], part: str) -> None:
+    """Copy `weights` into `module`; UserError names the first that is missing, unknown or of other shape."""
+    own = module.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        has = tuple(own[name].shape) if name in own else "no such weight"
+        given = tuple(weights[name].shape) if name in weights else "no such weight"
+        if has != given:
+            raise UserError(f"checkpoint: {part}.{name}: the checkpoint has {given}, the model {has}")
+    module.load_state_dict(dict(weights))
+
+
+def seed_everything(seed: int, step: int, rank: int) -> None:
+    """Seed torch, numpy and random from (seed, step, rank), so that no generator's state must be saved."""
+    mixed = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+    torch.manual_seed(mixed)
+    np.random.seed(mixed)
+    random.seed(mixed)
+
+
+def to_device(batch: Batch, device: torch.device, memory_format: torch.memory_format) -> Batch:
+    """Return the batch on `device`, images in `memory_format`; ids stay where they are."""
+    images = batch.images.to(device, non_blocking=True)
+    if images.ndim == 4:
+        images = images.contiguous(memory_format=memory_format)
+    side = None if batch.side is None else batch.side.to(device, non_blocking=True)
+    labels, domains = batch.labels.to(device, non_blocking=True), batch.domains.to(device, non_blocking=True)
+    return Batch(images, labels, domains, batch.ids, side)
+
+
+def split(batch: Batch, pieces: int) -> list[Batch]:
+    """Cut a batch into at most `pieces` consecutive micro-batches of nearly equal size, none empty."""
+    size = len(batch.labels)
+    edges = [round(i * size / min(pieces, size)) for i in range(min(pieces, size) + 1)]
+    return [_slice(batch, slice(start, stop)) for start, stop in pairwise(edges)]
+
+
+def _slice(batch: Batch, rows: slice) -> Batch:
+    side = None if batch.side is None else batch.side[rows]
+    return Batch(batch.images[rows], batch.labels[rows], batch.domains[rows], batch.ids[rows], side)
+
+
+def _bad_ids(entry: tuple[int, Tensor, dict[str, Tensor]]) -> list[int]:
+    _, ids, values = entry
+    return [] if bool(torch.isfinite(values["loss"])) else ids.tolist()
+
+
+def _first_bad(found: Sequence[tuple[int, list[int]] | None]) -> tuple[int, list[int]]:
+    """Return the first step that any rank found bad, and the batch ids of the ranks whose loss it was."""
+    present = [entry for entry in found if entry is not None]
+    step = min(entry[0] for entry in present)
+    return step, sorted({row for entry in present if entry[0] == step for row in entry[1]})
+
+
+def _every(count: int, period: int) -> bool:
+    return period > 0 and count > 0 and count % period == 0
+
+
+def _set_threads(hardware: Hardware) -> None:
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = hardware.tf32
+        torch.backends.cudnn.allow_tf32 = hardware.tf32
+
+
+class _Clock:
+    """Images per second of training alone: evaluation and saving are not counted."""
+
+    def __init__(self) -> None:
+        self._images, self._seconds, self._since = 0, 0.0, time.monotonic()
+
+    def pause(self, images: int) -> None:
+        self._images += images
+        self._seconds += time.monotonic() - self._since
+
+    def go_on(self) -> None:
+        self._since = time.monotonic()
+
+    def rate(self) -> float:
+        rate = self._images / max(self._seconds, 1e-9)
+        self._images, self._seconds = 0, 0.0
+        return rate

@@ -1,0 +1,80 @@
+"""Embedder and head as the one module that is replicated, compiled and stepped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from guie.errors import UserError
+from guie.train.distributed import World
+from guie.train.synced_bn import synchronise
+from guie.types import Batch, Output
+
+
+class TrainedModel(nn.Module):
+    """Batch -> (loss, scalars). The embedder runs in `dtype` (None: as it is), the head never below fp32."""
+
+    def __init__(
+        self, embedder: nn.Module, head: nn.Module, dtype: torch.dtype | None, features: bool
+    ) -> None:
+        super().__init__()
+        self.embedder, self.head = embedder, head
+        self._dtype, self._features = dtype, features
+        self._freeze_bn = False
+        self.memory_format = torch.contiguous_format
+
+    def configure(self, freeze_bn: bool, sync_bn: bool, channels_last: bool, world: World) -> None:
+        """Move to the world's device and lay out as asked, before anything is wrapped around."""
+        self._freeze_bn = freeze_bn
+        if sync_bn and world.size > 1:
+            synchronise(self, world)
+        if channels_last:
+            self.memory_format = torch.channels_last
+        self.to(device=world.device)
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean loss over this batch and its detached scalars (averaged over ranks by the loop)."""
+        kind = batch.images.device.type
+        with torch.autocast(kind, self._dtype, enabled=self._dtype is not None):
+            run: Any = self.embedder.from_features if self._features else self.embedder
+            output: Output = run(batch.images)
+        with torch.autocast(kind, enabled=False):
+            loss = self.head(_at_least_fp32(output), batch)
+        scalars = {name: torch.as_tensor(v).detach() for name, v in loss.scalars.items() if name != "loss"}
+        return loss.total, scalars
+
+    def train(self, mode: bool = True) -> TrainedModel:
+        """Set the mode; what is frozen stays in evaluation mode: its statistics do not move either."""
+        super().train(mode)
+        for module in self.modules():
+            if getattr(module, "frozen", False) or (self._freeze_bn and isinstance(module, _BatchNorm)):
+                module.eval()
+        return self
+
+
+def freeze(embedder: Any, cached: bool = False) -> None:
+    """Stop the backbone's weights and statistics; with `cached` features the pooling's, too."""
+    if hasattr(embedder, "freeze_backbone"):
+        embedder.freeze_backbone()
+    parts = ["backbone", "pool"] if cached else ["backbone"]
+    for name in parts:
+        part = getattr(embedder, name, None)
+        if not isinstance(part, nn.Module):
+            raise UserError(f"trainer.freeze_backbone: this embedder has no part '{name}' to freeze")
+        part.requires_grad_(False)
+        part.frozen = True  # type: ignore[assignment]
+
+
+def _at_least_fp32(output: Output) -> Output:
+    def raised(value: Tensor | None) -> Tensor | None:
+        return (
+            value.float() if value is not None and value.dtype in (torch.float16, torch.bfloat16) else value
+        )
+
+    fields = [raised(getattr(output, name)) for name in ("feature", "tokens", "raw", "z")]
+    return Output(*fields)  # type: ignore[arg-type]

@@ -1,0 +1,277 @@
+import json
+import os
+import re
+import signal
+
+import numpy as np
+import pytest
+import torch
+from ranks import logs, run_ranks
+from tiny import STEPS_PER_EPOCH, TinyEmbedder, TinyHead, batches, settings, task, train
+
+from guie import checkpoint
+from guie.errors import UserError
+from guie.train.distributed import Hardware, World
+from guie.train.hooks import Hook, JsonLines, TensorBoard
+from guie.train.loop import Engine, Run, Settings, fit, load_weights, split
+from guie.train.optim import adamw, parameter_groups, sgd
+from guie.train.progress import Lines, duration
+
+
+class Send(Hook):
+    def __init__(self, number, step):
+        self.number, self.step = number, step
+
+    def tick(self, step):
+        if step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+class Heard(Hook):
+    def __init__(self):
+        self.records = []
+
+    def record(self, values):
+        self.records.append(dict(values))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_step_saves_and_tells_the_exit_code(tmp_path, number, code):
+    stopped = train(task(), settings(), folder=tmp_path / "a", hooks=[Send(number, 5)])
+    assert (stopped.step, stopped.exit_code) == (6, code)
+    state = checkpoint.read(tmp_path / "a", "last")
+    assert state.step == 6
+    ended = train(task(), settings(), folder=tmp_path / "a", resume=state)
+    assert (ended.step, ended.exit_code) == (12, 0)
+    train(task(), settings(), folder=tmp_path / "b")
+    a, b = (checkpoint.weights_digest(checkpoint.read(tmp_path / n).weights) for n in "ab")
+    assert a == b
+
+
+def test_an_evaluation_that_a_signal_prevented_is_made_on_resuming(tmp_path):
+    seen = []
+
+    def evaluate(embedder, step):
+        seen.append(step)
+        return {"mP@5": 0.5}
+
+    first = task(evaluate=evaluate)
+    train(first, settings(eval_every=1), folder=tmp_path, hooks=[Send(signal.SIGTERM, 3)])
+    assert seen == []
+    state = checkpoint.read(tmp_path, "last")
+    train(task(evaluate=evaluate), settings(eval_every=1), folder=tmp_path, resume=state)
+    assert seen == [4, 8, 12]
+
+
+@pytest.mark.parametrize("poison", [0, 5])
+def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_and_names_step_and_ids(tmp_path, poison):
+    made = task(batches=batches(poison=poison))
+    ids = ", ".join(str(100 * poison + i) for i in range(8))
+    expected = f"loss of batch ids [{ids}] at step {poison + 1} is not finite"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        train(made, settings(save_steps=1), folder=tmp_path)
+    saved = checkpoint.steps(tmp_path)
+    assert not saved if poison == 0 else saved[-1].name == f"step_{poison:06d}"
+    for folder in saved:
+        weights = checkpoint.read(folder).weights
+        assert all(bool(torch.isfinite(value).all()) for value in weights.values())
+
+
+def test_a_bad_loss_on_one_rank_stops_all_and_names_only_its_ids(tmp_path):
+    def poisoned(world):
+        made = task(0, world, batches=batches(0, world, poison=2))
+        with pytest.raises(UserError, match=r"loss of batch ids \[200, 201, 202, 203\] at step 3"):
+            train(made, settings(), world=world)
+
+    assert run_ranks(2, poisoned, tmp_path) == [0, 0], logs(tmp_path)
+
+
+def test_two_ranks_stop_at_the_same_step_when_one_is_asked(tmp_path):
+    def asked(world):
+        hooks = [Send(signal.SIGTERM, 3)]
+        summary = train(task(0, world), settings(), folder=tmp_path / "c", world=world, hooks=hooks)
+        assert (summary.step, summary.exit_code) == (4, 143)
+
+    assert run_ranks(2, asked, tmp_path / "r") == [0, 0], logs(tmp_path / "r")
+
+
+def test_loss_falls_and_best_and_last_are_kept(tmp_path):
+    heard = Heard()
+    scores = iter([0.2, 0.9, 0.5, 0.4, 0.3])
+    made = task(evaluate=lambda embedder, step: {"mP@5": next(scores)}, steps_per_epoch=8)
+    one = next(batches()(0, 1))
+    made.batches = lambda start, stop: iter([one] * (stop - start))
+    summary = train(made, settings(epochs=5, eval_every=1, keep=2), folder=tmp_path, hooks=[heard])
+    losses = [record["loss"] for record in heard.records if "loss" in record]
+    assert losses[-1] < losses[0] / 2
+    assert summary.best == {"metric": "mP@5", "score": 0.9, "step": 16}
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step_000016", "step_000032", "step_000040"]
+    assert checkpoint.read(tmp_path).step == 16
+    assert checkpoint.read(tmp_path, "last").step == 40
+
+
+def test_what_is_evaluated_and_saved_for_use_is_the_average(tmp_path):
+    seen = []
+
+    def evaluate(embedder, step):
+        assert not embedder.training
+        seen.append({name: value.clone() for name, value in embedder.state_dict().items()})
+        return {}
+
+    made = task(evaluate=evaluate)
+    train(made, settings(ema_decay=0.9), folder=tmp_path)
+    state = checkpoint.read(tmp_path)
+    for name, value in state.weights.items():
+        torch.testing.assert_close(seen[-1][name], value, rtol=0, atol=0)
+        assert not torch.equal(state.parts["embedder"][name], value)
+        torch.testing.assert_close(made.embedder.state_dict()[name], state.parts["embedder"][name])
+
+
+def test_the_average_is_the_recursion_written_out():
+    from guie.train.ema import Ema
+
+    module = torch.nn.Linear(2, 1, bias=False).double()
+    ema = Ema(module, 0.5)
+    average = module.weight.detach().clone()
+    for n in range(1, 12):
+        with torch.no_grad():
+            module.weight.add_(n)
+        ema.update()
+        decay = min(0.5, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * module.weight.detach()
+    torch.testing.assert_close(ema.average["weight"], average)
+
+
+def test_a_frozen_backbone_keeps_weights_and_statistics(tmp_path):
+    made = task(norm=True)
+    before = {name: value.clone() for name, value in made.embedder.backbone.state_dict().items()}
+    neck = made.embedder.neck[1].weight.detach().clone()
+    train(made, settings(freeze_backbone=True))
+    for name, value in made.embedder.backbone.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not torch.equal(made.embedder.neck[1].weight, neck)
+
+
+def test_cached_features_train_as_pictures_do(tmp_path):
+    from dataclasses import replace
+
+    made = task(norm=True)
+    made.embedder.eval()
+
+    def cached(start, stop):
+        for batch in batches()(start, stop):
+            with torch.no_grad():
+                features = made.embedder.features(batch.images)
+            yield replace(batch, images=features)
+
+    options = settings(freeze_backbone=True)
+    train(task(norm=True), options, folder=tmp_path / "pictures")
+    made.batches, made.features = cached, True
+    train(made, options, folder=tmp_path / "features")
+    a, b = (checkpoint.read(tmp_path / name).weights for name in ("pictures", "features"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_clipped_to_the_norm_that_is_asked():
+    made = task()
+    engine = Engine(made, settings(clip_norm=1e-3), Hardware(), World(), Run())
+    engine.gradients(next(batches()(0, 1)))
+    norm = engine.update()
+    clipped = torch.nn.utils.get_total_norm([p.grad for p in engine.parameters])
+    assert float(norm) > 0.01
+    assert float(clipped) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_head_sees_fp32_and_training_goes_on_under_autocast(tmp_path, precision):
+    seen = []
+
+    class Head(TinyHead):
+        def forward(self, output, batch):
+            seen.append((output.z.dtype, torch.is_autocast_enabled("cpu")))
+            return super().forward(output, batch)
+
+    made = task()
+    made.head = Head()
+    made.optimizer = adamw(embedder=made.embedder, head=made.head)
+    run = Run(store=checkpoint.Store(tmp_path))
+    fit(made, settings(epochs=1), Hardware(precision=precision, channels_last=True), World(), run)
+    assert set(seen) == {(torch.float32, False)}
+    scaler = checkpoint.read(tmp_path).training["scaler"]
+    assert bool(scaler) == (precision == "fp16")
+
+
+def test_metrics_are_strict_json_with_rate_norm_and_speed(tmp_path):
+    made = task(evaluate=lambda embedder, step: {"mP@5": float("nan")})
+    train(made, settings(log_every=2, eval_every=1), hooks=[JsonLines(tmp_path / "metrics.jsonl")])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [2, 4, 6, 8, 10, 12]
+    assert set(steps[0]) == {"step", "epoch", "loss", "accuracy", "lr", "images_per_s", "grad_norm"}
+    assert [line["mP@5"] for line in lines if "mP@5" in line] == [None] * 3
+
+
+def test_tensorboard_writes_scalars(tmp_path):
+    train(task(), settings(epochs=1), hooks=[TensorBoard(folder=str(tmp_path))])
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_progress_on_a_pipe_is_plain_lines_with_rate_and_time_left():
+    import io
+
+    stream = io.StringIO()
+    train(task(), settings(epochs=1), hooks=[Lines(stream, every_s=0)])
+    last = stream.getvalue().splitlines()[-1]
+    assert re.fullmatch(r"step 4/4 .*loss .* steps/s, 0:00:00 left", last)
+    assert duration(3725) == "1:02:05"
+
+
+def test_the_progress_bar_runs_without_a_terminal():
+    from guie.train.progress import Bar
+
+    train(task(), settings(epochs=1), hooks=[Bar()])
+
+
+def test_parameters_are_grouped_by_part_and_decay():
+    embedder, head = TinyEmbedder(norm=True), TinyHead()
+    groups = parameter_groups(embedder, head, 0.1, 0.05, backbone_lr_factor=0.1, head_lr_factor=10)
+    seen = {group["name"]: (group["lr"], group["weight_decay"], len(group["params"])) for group in groups}
+    assert seen == {
+        "backbone": (pytest.approx(0.01), 0.05, 1),
+        "backbone.no_decay": (pytest.approx(0.01), 0.0, 2),
+        "embedder": (0.1, 0.05, 1),
+        "embedder.no_decay": (0.1, 0.0, 1),
+        "head": (1.0, 0.05, 1),
+    }
+    assert len(sgd(embedder=embedder, head=head).param_groups) == 5
+
+
+def test_micro_batches_cover_the_batch_once_and_are_never_empty():
+    batch = next(batches()(0, 1))
+    for pieces in (1, 3, 8, 20):
+        parts = split(batch, pieces)
+        assert len(parts) == min(pieces, 8)
+        np.testing.assert_array_equal(torch.cat([part.ids for part in parts]), batch.ids)
+
+
+def test_settings_that_cannot_be_are_named():
+    cases = {"epochs": 0, "accumulate": 0, "warmup": 1.0, "ema_decay": 1.0, "cache_features": True}
+    for name, value in cases.items():
+        with pytest.raises(UserError, match=f"trainer.{name}: {value!r}; accepted: "):
+            Settings(**{name: value}).check()
+    assert Settings(epochs=3, max_steps=5).num_steps(STEPS_PER_EPOCH) == 5
+
+
+def test_weights_of_another_shape_are_named():
+    other = TinyEmbedder().state_dict() | {"neck.1.bias": torch.zeros(7)}
+    with pytest.raises(
+        UserError, match=r"embedder\.neck\.1\.bias: the checkpoint has \(7,\), the model \(6,\)"
+    ):
+        load_weights(TinyEmbedder(), other, "embedder")
+
+
+def test_batches_that_end_early_are_an_error():
+    made = task(batches=lambda start, stop: batches()(start, 5))
+    with pytest.raises(UserError, match="data: batches ended at step 5 of 12"):
+        train(made, settings())
