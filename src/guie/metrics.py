@@ -128,7 +128,8 @@ def per_query(
 ) -> dict[str, np.ndarray]:
     """Return every metric a report shows as {name: (Q,) float64}, with the names of the reports.
 
-    A metric that needs more than `hits.depth` results is left out rather than approximated.
+    A metric that needs more than `hits.depth` results is left out rather than approximated. MRR counts
+    a first hit beyond the depth as 0.
     """
     values = {"mP@5": guie_precision(hits)}
     values |= {f"R@{k}": recall_at(hits, k) for k in recall_ks if k <= hits.depth}
