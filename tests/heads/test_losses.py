@@ -140,7 +140,7 @@ def test_softmax_equals_a_loop_and_names_a_label_out_of_range():
         log_p = row - torch.log(torch.exp(row).sum())
         expected = expected - (0.9 * log_p[label] + 0.1 * log_p.mean()) / len(raw)
     torch.testing.assert_close(head(output_of(raw), batch_of(labels)).total, expected)
-    with pytest.raises(UserError, match="labels: 0..4 received; accepted: 0..3"):
+    with pytest.raises(UserError, match=r"labels: 0..4 received; accepted: 0..3"):
         head(output_of(raw), batch_of(labels + (labels == 3)))
 
 
@@ -153,7 +153,7 @@ def test_weighted_heads_add_up_and_keep_their_names():
     torch.testing.assert_close(loss.total, parts[0] + 0.5 * parts[1])
     assert {"loss", "accuracy", "arcface/loss", "supcon/loss"} <= set(loss.scalars)
     assert set(both.state_dict()) == {"heads.arcface.weight"}
-    with pytest.raises(UserError, match="head.weights: triplet; accepted: supcon"):
+    with pytest.raises(UserError, match=r"head.weights: triplet; accepted: supcon"):
         Weighted({"supcon": supcon}, {"triplet": 1.0})
 
 

@@ -5,6 +5,7 @@ timm and open_clip are imported when a backbone is built (8 CPU seconds). B batc
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from guie.errors import UserError
-from guie.models.weights import build_with_weights, checked_file, is_file_name
+from guie.models.weights import build_with_weights, check_complete, checked_file, is_file_name
 from guie.types import Crop, Preprocess
 
 Kind = Literal["map", "tokens", "vector"]
@@ -94,12 +95,26 @@ def _timm_model(name: str, pretrained: bool | str | None, arguments: dict[str, A
     import timm
 
     def build() -> nn.Module:
+        if isinstance(pretrained, str):
+            _check_timm_file(name, checked_file(pretrained), arguments.get("img_size"))
         try:
             return timm.create_model(name, **arguments)
         except (TypeError, AssertionError) as error:
             raise UserError(f"backbone: '{name}' does not take {arguments}: {error}") from error
 
     return build_with_weights(build, name, pretrained)
+
+
+def _check_timm_file(name: str, path: str, image_px: int | None) -> None:
+    """Refuse a file that lacks tensors: timm itself loads whatever fits once the classifier is left out."""
+    import timm
+
+    with torch.device("meta"):
+        sized: dict[str, Any] = {"img_size": image_px} if image_px else {}
+        model = timm.create_model(name, num_classes=0, **sized)
+    state = timm.models.load_state_dict(path)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    check_complete(model.state_dict(), convert(state, model) if convert else state, name, path)
 
 
 def _timm_preprocess(model: nn.Module, image_px: int | None, crop: Crop | None) -> Preprocess:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,28 +30,41 @@ def checked_file(pretrained: str) -> str:
     return str(path.resolve())
 
 
+def check_complete(wanted: Iterable[str], given: Iterable[str], name: str, path: str) -> None:
+    """Raise UserError unless a file gives every tensor that a model wants; it may hold more."""
+    wanted = [key for key in wanted if not key.endswith("num_batches_tracked")]
+    missing = sorted(set(wanted) - set(given))
+    if missing:
+        raise UserError(
+            f"backbone.pretrained: '{path}' does not fit '{name}': it lacks {len(missing)} of {len(wanted)} "
+            f"tensors, for example {', '.join(missing[:3])}"
+        )
+
+
 def build_with_weights(build: Callable[[], _Model], name: str, pretrained: bool | str | None) -> _Model:
     """Return `build()`, its failures told as UserError: unreadable file, other architecture, no network."""
-    source = f"'{pretrained}'" if isinstance(pretrained, str) else "the hub's weights"
     try:
         return build()
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"backbone.pretrained: {source} holds more than tensors and is not loaded; accepted: a "
-            "state dict (torch.save(model.state_dict(), path)) or .safetensors"
-        ) from error
     except Exception as error:
-        if not pretrained:
+        if not pretrained or isinstance(error, UserError):
             raise
-        if isinstance(pretrained, str) and is_file_name(pretrained):
-            raise UserError(
-                f"backbone.pretrained: {source} does not fit '{name}': {_one_line(error)}"
-            ) from error
-        raise UserError(
-            f"backbone.pretrained: {source} for '{name}' cannot be had ({_one_line(error)}); give a "
-            "local file (backbone.pretrained=weights.safetensors), fill the hub cache where there is a "
-            "network (HF_HOME), or backbone.pretrained=null for random weights"
-        ) from error
+        raise UserError(f"backbone.pretrained: {_explained(error, name, pretrained)}") from error
+
+
+def _explained(error: Exception, name: str, pretrained: bool | str) -> str:
+    source = f"'{pretrained}'" if isinstance(pretrained, str) else "the hub's weights"
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        return (
+            f"{source} cannot be read as tensors only and is not loaded; accepted: a state dict "
+            "(torch.save(model.state_dict(), path)) or .safetensors"
+        )
+    if isinstance(pretrained, str) and is_file_name(pretrained):
+        return f"{source} does not fit '{name}': {_one_line(error)}"
+    return (
+        f"{source} for '{name}' cannot be had ({_one_line(error)}); give a local file "
+        "(backbone.pretrained=weights.safetensors), fill the hub cache where there is a network (HF_HOME), "
+        "or backbone.pretrained=null for random weights"
+    )
 
 
 def _one_line(error: Exception, limit: int = 200) -> str:
