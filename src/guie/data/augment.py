@@ -9,7 +9,7 @@ import numpy as np
 
 from guie.data.draws import integers, uniforms
 from guie.errors import UserError
-from guie.images import Box, decode_region, read_header
+from guie.images import Box, read_header
 from guie.types import Preprocess
 
 _NUM_DRAWS = 5  # area, aspect, x, y, flip
@@ -82,12 +82,13 @@ class CropFlip:
             BadImage: the bytes are no picture that can be decoded.
 
         """
-        from guie.resize import crop_resize
+        from guie.resize import load_crop
 
-        header, size = read_header(data), self.preprocess.size_px
+        header, spec = read_header(data), self.preprocess
         box = random_box(header.width, header.height, u, self.scale, self.ratio)
-        region = decode_region(data, box, size, background=self.preprocess.background)
-        image = crop_resize(region.image, region.box, size, self.preprocess.interpolation)
+        image = load_crop(
+            data, box, spec.size_px, interpolation=spec.interpolation, background=spec.background
+        )
         if u[4] < self.flip_p:
             image = image[:, :, ::-1]
         if self.extra is not None:
