@@ -27,9 +27,8 @@ class Prepare(nn.Module):
         self.crop: str = spec.crop
         self.fraction = float(spec.crop_fraction)
         self.mode: str = spec.interpolation
-        # The two limits of guie.resize: when only the visible part is resized, and how an edge may move.
+        # guie.resize's limit, above which only the visible part of a long strip is computed.
         self.extreme = 8
-        self.reach = 12
         self.background: Tensor
         self.register_buffer("background", torch.tensor(spec.background, dtype=torch.uint8).view(1, 3, 1, 1))
 
@@ -64,9 +63,7 @@ class Prepare(nn.Module):
         top = self.whole((scaled_h - self.height) / 2.0)
         left = self.whole((scaled_w - self.width) / 2.0)
         if max(scaled_h / self.height, scaled_w / self.width) > self.extreme:
-            per_row, per_column = height / scaled_h, width / scaled_w
-            rows = (top * per_row, self.height * per_row)
-            return self.crop_resize(levels, rows, (left * per_column, self.width * per_column))
+            return self.window(levels, (scaled_h, scaled_w), (top, left))
         resized = self.resize(levels, scaled_h, scaled_w)
         return resized[:, :, top : top + self.height, left : left + self.width]
 
@@ -77,33 +74,42 @@ class Prepare(nn.Module):
             return target_h, int(target_h * width / height)
         return int(target_w * height / width), target_w
 
-    def crop_resize(self, levels: Tensor, rows: tuple[float, float], columns: tuple[float, float]) -> Tensor:
-        """Resize the part at `rows` and `columns` (start, length), fractions of pixels included."""
-        top, bottom, above, below = self.whole_pixels(rows, self.height, levels.size(2))
-        left, right, before, after = self.whole_pixels(columns, self.width, levels.size(3))
-        part = levels[:, :, top:bottom, left:right]
-        resized = self.resize(part, above + self.height + below, before + self.width + after)
-        return resized[:, :, above : above + self.height, before : before + self.width]
+    def window(self, levels: Tensor, size: tuple[int, int], corner: tuple[int, int]) -> Tensor:
+        """Resize to `size`, but compute only the visible window at `corner` (top, left)."""
+        height, width = levels.size(2), levels.size(3)
+        device = levels.device
+        top, rows = self.taps(corner[0], self.height, height / size[0], height, device)
+        left, columns = self.taps(corner[1], self.width, width / size[1], width, device)
+        part = levels[:, :, top : top + rows.size(1), left : left + columns.size(1)].double()
+        if height > width:
+            return self.filtered(self.filtered(rows @ part) @ columns.t()).to(torch.uint8)
+        return self.filtered(rows @ self.filtered(part @ columns.t())).to(torch.uint8)
 
-    def whole_pixels(self, span: tuple[float, float], target: int, limit: int) -> tuple[int, int, int, int]:
-        """Return (first pixel, end pixel, output pixels to drop before, and after) for one axis."""
-        start, length = span
-        step = length / target
-        first, before = self.nearest_whole(start, -step, limit)
-        end, after = self.nearest_whole(start + length, step, limit)
-        return first, max(end, first + 1), before, after
+    def taps(
+        self, corner: int, count: int, step: float, limit: int, device: torch.device
+    ) -> tuple[int, Tensor]:
+        """Return the first pixel that `count` outputs from `corner` on read, and weights (count, pixels)."""
+        stretch = max(step, 1.0)
+        reach = (2.0 if self.mode == "bicubic" else 1.0) * stretch
+        start = corner * step
+        first = max(int(start + 0.5 * step - reach + 0.5), 0)
+        end = min(int(start + (count - 0.5) * step + reach + 0.5), limit)
+        centres = start + (torch.arange(count, dtype=torch.float64, device=device) + 0.5) * step
+        pixels = torch.arange(first, end, dtype=torch.float64, device=device) + 0.5
+        kernel = self.kernel((pixels[None, :] - centres[:, None]).abs() / stretch)
+        return first, torch.round(kernel / kernel.sum(1, keepdim=True) * 4194304.0)
 
-    def nearest_whole(self, edge: float, step: float, limit: int) -> tuple[int, int]:
-        """Return the whole pixel nearest to one of edge, edge + step, ... and how many steps away."""
-        best, steps, best_error = min(max(self.whole(edge), 0), limit), 0, abs(edge - round(edge))
-        for count in range(1, self.reach):
-            moved = edge + count * step
-            if best_error < 0.02 or moved < 0 or moved > limit:
-                break
-            error = abs(moved - round(moved))
-            if error < best_error - 0.02:
-                best, steps, best_error = self.whole(moved), count, error
-        return best, steps
+    def kernel(self, x: Tensor) -> Tensor:
+        """Return the filter at distances `x` in pixels: Keys' cubic with a = -1/2, or the triangle."""
+        if self.mode == "bilinear":
+            return (1.0 - x).clamp(min=0.0)
+        near = (1.5 * x - 2.5) * x * x + 1.0
+        far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+        return torch.where(x < 1.0, near, torch.where(x < 2.0, far, torch.zeros_like(x)))
+
+    def filtered(self, sums: Tensor) -> Tensor:
+        """Return sums of levels times weights in 2^-22 as whole levels; exact in float64."""
+        return torch.floor(sums / 4194304.0 + 0.5).clamp(0.0, 255.0)
 
     def whole(self, value: float) -> int:
         """Round, halves to the even number. (TorchScript's round() gives a float, Python's an int.)"""

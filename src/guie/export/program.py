@@ -81,4 +81,6 @@ def torchscript_allowed() -> Iterator[None]:
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+` is deprecated", category=category)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        # The compiler's remark on a model it cannot take; tracing follows.
+        warnings.filterwarnings("ignore", message="The TorchScript type system doesn't", category=UserWarning)
         yield

@@ -1,0 +1,22 @@
+# Training image. Build: docker build -t guie .
+# Run: docker run --gpus all --shm-size 8g -v "$PWD/data:/guie/data" -v "$PWD/runs:/guie/runs" guie +exp=NAME
+FROM python:3.11-slim
+
+# libgomp: faiss and torch; git: the version in a run's config.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends git libgomp1 \
+    && rm -rf /var/lib/apt/lists/*
+RUN pip install --no-cache-dir uv
+
+WORKDIR /guie
+ENV UV_LINK_MODE=copy UV_NO_CACHE=1 GUIE_DATA=/guie/data
+
+# Dependencies change seldom and weigh 6 GB: a layer of their own, before the sources.
+COPY pyproject.toml README.md LICENSE ./
+RUN uv sync --no-install-project --no-dev
+
+COPY configs configs
+COPY src src
+RUN uv sync --no-dev
+
+ENTRYPOINT ["uv", "run", "--no-sync", "guie-train"]

@@ -1,0 +1,56 @@
+"""Real backbones exported: the program in the file gives the evaluation's vectors, batch and size free."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from guie.export.golden import make_golden
+from guie.export.program import build_program, torchscript_allowed
+from guie.export.torchscript import evaluating
+from guie.export.verify import TOLERANCE
+from guie.models.backbones import OpenClip, Timm
+from guie.models.embedder import Embedder
+from guie.models.necks import BNLinear
+from guie.models.pooling import CLS, Average, GeM
+
+SIZES = ((1, 1), (40, 30), (20, 200))
+
+
+def resnet() -> Embedder:
+    backbone = Timm("resnet10t", pretrained=False, image_px=32, crop="stretch")
+    return Embedder(backbone, GeM(learnable=True), BNLinear(16, in_dim=backbone.out_dim))
+
+
+def resnet_of_two_stages() -> Embedder:
+    backbone = Timm("resnet10t", pretrained=False, image_px=32, crop="pad", stages=[2, 3])
+    return Embedder(backbone, Average(), BNLinear(16, in_dim=backbone.out_dim))
+
+
+def vision_transformer() -> Embedder:
+    backbone = Timm("vit_tiny_patch16_224", pretrained=False, image_px=32)
+    return Embedder(backbone, CLS(), BNLinear(16, in_dim=backbone.out_dim))
+
+
+def frozen_clip_tower() -> Embedder:
+    backbone = OpenClip("ViT-S-32-alt", pretrained=None, image_px=64)
+    embedder = Embedder(backbone, Average(), BNLinear(16, in_dim=backbone.out_dim))
+    embedder.freeze_backbone()
+    return embedder
+
+
+@pytest.mark.parametrize("build", [resnet, resnet_of_two_stages, vision_transformer, frozen_clip_tower])
+def test_the_program_gives_the_evaluations_vectors(build, tmp_path):
+    torch.manual_seed(0)
+    embedder = build()
+    embedder.neck.norm.running_mean.normal_()
+    with evaluating(embedder) as model, torchscript_allowed():
+        golden = make_golden(model, sizes=SIZES)
+        torch.jit.save(build_program(model)[0], str(tmp_path / "model.pt"))
+        program = torch.jit.load(str(tmp_path / "model.pt"))
+    for images, vectors in zip(golden.images, golden.vectors, strict=True):
+        for batch in (1, 3, 8):
+            found = program(torch.from_numpy(images[:batch])).detach().numpy()
+            np.testing.assert_allclose(found, vectors[:batch], atol=TOLERANCE, rtol=0)
+    assert embedder.neck.training
