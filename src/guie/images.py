@@ -99,7 +99,7 @@ def decode_region(
     box: Box,
     size_px: tuple[int, int],
     *,
-    oversample: float = 1.0,
+    oversample: float = 1.5,
     background: Colour = WHITE,
     max_pixels: int = MAX_PIXELS,
 ) -> Region:
