@@ -1,0 +1,187 @@
+import io
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guie.data.bad_images import BadImages
+from guie.data.sampling import Shuffled
+from guie.datasets.manifest import from_columns
+from guie.embed import CachedBatches, Reader, Views, augmented_views, cache_features, embed, space_id
+from guie.errors import UserError
+from guie.resize import load
+
+sys.path.insert(0, str(Path(__file__).parent / "train"))
+from ranks import fork, wait
+from tiny import TinyEmbedder
+
+READER = Reader(batch_size=4, threads=2)
+N = 11
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    draw = np.random.default_rng(0)
+    for i in range(N):
+        pixels = draw.integers(0, 256, (9 + i, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    labels = [str(i % 3) for i in range(N)]
+    return from_columns("drawn", tmp_path, {"file": [f"{i}.png" for i in range(N)], "label": labels})
+
+
+@pytest.fixture
+def embedder():
+    torch.manual_seed(0)
+    return TinyEmbedder(norm=True).train()
+
+
+def by_hand(embedder, manifest):
+    embedder.eval()
+    pictures = [torch.from_numpy(load(manifest.read(i), embedder.preprocess)) for i in range(len(manifest))]
+    with torch.no_grad():
+        found = [(embedder.features(p[None])[0], embedder(p[None]).z[0]) for p in pictures]
+    embedder.train()
+    return (torch.stack(column).numpy() for column in zip(*found, strict=True))
+
+
+def test_vectors_are_those_of_one_picture_at_a_time(embedder, manifest):
+    found = embed(embedder, manifest, READER)
+    np.testing.assert_allclose(found.vectors, list(by_hand(embedder, manifest))[1], atol=1e-6)
+    assert found.vectors.dtype == np.float32
+    assert list(found.labels) == [str(i % 3) for i in range(N)]
+    assert found.space_id == space_id(embedder)
+    assert embedder.training
+
+
+def test_the_space_changes_with_a_weight(embedder):
+    before = space_id(embedder)
+    weights = {name: value.clone() for name, value in embedder.state_dict().items()}
+    weights["neck.1.bias"][0] += 1e-6
+    assert space_id(embedder, weights) != before
+
+
+def test_bad_pictures_are_left_out_and_listed_or_end_the_run(embedder, manifest, tmp_path):
+    (tmp_path / "5.png").write_bytes(b"")
+    (tmp_path / "7.png").unlink()
+    listed = BadImages(manifest, tmp_path / "bad_images.csv", max_share=0.5)
+    found = embed(embedder, manifest, READER, bad_images=listed)
+    assert list(found.files) == [f"{i}.png" for i in range(N) if i not in (5, 7)]
+    assert len((tmp_path / "bad_images.csv").read_text().splitlines()) == 3
+    with pytest.raises(UserError, match=r"bad_images: .*5\.png"):
+        embed(embedder, manifest, READER, bad_images=BadImages(manifest, policy="fail"))
+
+
+def test_a_killed_job_continues_without_gaps_and_computes_no_row_twice(embedder, manifest, tmp_path):
+    whole = embed(embedder, manifest, READER)
+
+    def killed():
+        def progress(done, total):
+            if done == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        embed(embedder, manifest, READER, folder=tmp_path / "work", progress=progress)
+
+    assert wait(fork(killed, tmp_path / "log")) == -signal.SIGKILL, (tmp_path / "log").read_text()
+    counts = []
+    found = embed(
+        embedder, manifest, READER, folder=tmp_path / "work", progress=lambda done, total: counts.append(done)
+    )
+    assert counts == [11]
+    np.testing.assert_array_equal(found.vectors, whole.vectors)
+    assert not list((tmp_path / "work").glob("*.npy"))
+
+
+def test_features_are_computed_once_and_are_the_networks_in_half_precision(embedder, manifest, tmp_path):
+    calls = []
+    cached = cache_features(embedder, manifest, tmp_path / "c", READER, progress=lambda d, n: calls.append(d))
+    assert calls == [4, 8, 11]
+    features = next(by_hand(embedder, manifest))
+    assert cached.features.dtype == np.float16
+    np.testing.assert_allclose(cached.features[0], features, rtol=1e-3, atol=1e-4)
+    again = cache_features(embedder, manifest, tmp_path / "c", READER, progress=lambda d, n: calls.append(d))
+    assert calls == [4, 8, 11]
+    assert again.path == cached.path
+
+
+def test_the_cache_key_follows_weights_pictures_preprocessing_and_views_but_not_the_neck(
+    embedder, manifest, tmp_path
+):
+    def path(**changes):
+        return cache_features(
+            embedder,
+            changes.get("rows", manifest),
+            tmp_path / "c",
+            READER,
+            **{key: value for key, value in changes.items() if key == "views"},
+        ).path
+
+    first = path()
+    with torch.no_grad():
+        embedder.neck[1].weight.add_(1)
+    assert path() == first
+    seen = {first, path(rows=manifest.select(np.arange(5)))}
+    seen.add(path(views=Views(1, lambda view, row: np.zeros((3, 4, 4), np.uint8), "black")))
+    embedder.backbone[1].running_mean.add_(1)
+    seen.add(path())
+    embedder.preprocess = type(embedder.preprocess)(size_px=(4, 4), interpolation="bilinear")
+    seen.add(path())
+    assert len(seen) == 5
+
+
+def test_views_are_kept_apart_and_drawn_as_a_function_of_the_step(embedder, manifest, tmp_path):
+    def picture(view, row):
+        return np.full((3, 4, 4), 10 * view + row, np.uint8)
+
+    cached = cache_features(embedder, manifest, tmp_path / "c", READER, views=Views(3, picture, "flat"))
+    assert cached.features.shape == (3, N, 16)
+    facts = {"labels": manifest.labels, "domains": manifest.domains}
+    sampler = Shuffled(**facts, batch_size=8, seed=1)
+    source = CachedBatches(cached, sampler, manifest.labels, manifest.domains, seed=5)
+    straight = list(source.batches(0, 6))
+    for later, batch in zip(source.batches(3, 6), straight[3:], strict=True):
+        torch.testing.assert_close(later.images, batch.images, rtol=0, atol=0)
+    halves = [list(source.batches(0, 6, rank, 2)) for rank in (0, 1)]
+    for step, batch in enumerate(straight):
+        together = torch.cat([halves[rank][step].images for rank in (0, 1)])
+        torch.testing.assert_close(together, batch.images, rtol=0, atol=0)
+        np.testing.assert_array_equal(batch.labels, manifest.labels[batch.ids])
+    used = {tuple(map(float, row)) for batch in straight for row in batch.images}
+    assert len(used) > N  # more than one view of some pictures
+
+
+def test_rows_without_features_are_replaced_by_their_class(embedder, manifest, tmp_path):
+    (tmp_path / "4.png").write_bytes(b"")
+    listed = BadImages(manifest, max_share=0.5)
+    cached = cache_features(embedder, manifest, tmp_path / "c", READER, bad_images=listed)
+    sampler = Shuffled(labels=manifest.labels, domains=manifest.domains, batch_size=N, seed=1)
+    source = CachedBatches(cached, sampler, manifest.labels, manifest.domains, seed=0)
+    batch = next(source.batches(0, 1))
+    assert sorted(batch.ids.tolist()) == [0, 1, 2, 3, 5, 6, 7, 7, 8, 9, 10]
+    assert bool(torch.isfinite(batch.images).all())
+
+
+def test_augmented_views_depend_on_seed_view_and_row_only(manifest):
+    class Shift:
+        stage = "sample"
+
+        def draws(self, seed, step, slots):
+            return np.array([[seed, step, slot] for slot in slots], float)
+
+        def __call__(self, data, u):
+            assert Image.open(io.BytesIO(data)).size[0] == 12
+            return u
+
+    views = augmented_views(Shift(), manifest, 2, seed=9, key="shift")
+    assert views.picture(1, 3).tolist() == [9, 1, 3]
+    assert views.key != augmented_views(Shift(), manifest, 2, seed=8, key="shift").key
+
+
+def test_features_too_large_for_half_precision_are_refused(embedder, manifest, tmp_path):
+    embedder.pool = torch.nn.Threshold(1e6, 1e6)
+    with pytest.raises(UserError, match="not finite in float16"):
+        cache_features(embedder, manifest, tmp_path / "c", READER)
