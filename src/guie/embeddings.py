@@ -21,19 +21,20 @@ COLUMNS = ("files", "labels", "domains", "splits")
 PARTS = ("vectors.npy", "rows.parquet", "meta.json")
 
 
+def picture_names(manifest: Any, rows: np.ndarray) -> list[str]:
+    """Return the file of each of `rows` of a manifest; a picture inside an archive is "file#entry"."""
+    places = (manifest.place(i) for i in rows.tolist())
+    return [file if entry is None else f"{file}#{entry}" for file, entry in places]
+
+
 def from_manifest(
     vectors: np.ndarray, manifest: Any, *, rows: np.ndarray | None = None, space_id: str
 ) -> Embeddings:
-    """Return vectors (N,D) with what a `Manifest` knows of their `rows` (all by default).
-
-    `files` names a picture inside an archive "file#entry".
-    """
+    """Return vectors (N,D) with what a `Manifest` knows of their `rows` (all by default)."""
     rows = np.arange(len(manifest)) if rows is None else np.asarray(rows)
-    places = (manifest.place(i) for i in rows.tolist())
-    files = [file if entry is None else f"{file}#{entry}" for file, entry in places]
     return Embeddings(
         vectors,
-        files=np.array(files, dtype=object),
+        files=np.array(picture_names(manifest, rows), dtype=object),
         labels=np.array(manifest.label_names, dtype=object)[manifest.labels[rows]],
         domains=np.array(manifest.domain_names, dtype=object)[manifest.domains[rows]],
         splits=np.asarray(manifest.splits, dtype=object)[rows],

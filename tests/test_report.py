@@ -1,0 +1,156 @@
+"""The report holds what the files of the run say, is whole in one file, and survives missing parts."""
+
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from guie import report
+from guie.datasets.manifest import from_columns
+from guie.errors import UserError
+from guie.evaluate import evaluate
+from guie.types import Embeddings
+
+
+def made_up(dim=8, noise=0.5, seed=0):
+    r = np.random.default_rng(seed)
+    classes = np.repeat(np.arange(20), 6)
+    vectors = r.standard_normal((20, dim))[classes] + noise * r.standard_normal((120, dim))
+    return Embeddings(
+        vectors.astype(np.float32),
+        files=np.array([f"{i}.png" for i in range(120)]),
+        labels=np.array([f"<b>class {c}" for c in classes]),
+        domains=np.array(["art", "food & drink"])[classes % 2],
+        splits=np.full(120, "test"),
+        space_id="s",
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a run folder as training and evaluation leave it."""
+    found = evaluate({"toy": made_up()})
+    floors = {"colour_histogram": evaluate({"toy": made_up(noise=3, seed=1)}).metrics}
+    numbers = {"trained": found.metrics, "floors": floors, "seed": 3, "bad_images": 2}
+    (tmp_path / "metrics.json").write_text(json.dumps(numbers))
+    found.write_queries(tmp_path / "queries.parquet")
+    lines = [json.dumps({"step": s, "loss": 9 / (s + 1), "lr": 0.1, "eval/mP@5": s / 40}) for s in range(40)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 40, "lo']))
+    (tmp_path / "config.yaml").write_text("head:\n  _target_: guie.heads.margin.ArcFace\n  scale: 30\n")
+    return tmp_path
+
+
+def png(dataset, file):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 20), (int(file.split(".")[0]), 90, 90)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Balanced(html.parser.HTMLParser):
+    """Fail on a tag that is closed out of turn."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_one_file_that_asks_for_nothing(run):
+    text = report.write_report(run, read_picture=png).read_text()
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', text)
+    assert addresses and all(address.startswith("data:image/jpeg;base64,") for address in addresses)
+    assert "url(" not in text and "@import" not in text and "<script" not in text
+
+
+def test_the_report_shows_the_numbers_of_the_run(run):
+    text = report.write_report(run, read_picture=png).read_text()
+    numbers = json.loads((run / "metrics.json").read_text())
+    for value in (numbers["trained"]["merged"]["mP@5"], numbers["trained"]["toy"]["domains"]["art"]["mP@5"]):
+        assert f"{value:.3f}".removeprefix("0") in text
+    for title in (
+        "colour histogram",
+        "food &amp; drink",
+        "ArcFace",
+        "recall@k",
+        "eval/mP@5",
+        "Worst queries",
+    ):
+        assert title in text
+    assert "&lt;b&gt;class" in text and "<b>class" not in text
+
+
+def test_missing_parts_are_left_out(run):
+    for name in ("queries.parquet", "metrics.jsonl", "config.yaml"):
+        (run / name).unlink()
+    text = report.write_report(run).read_text()
+    assert "Worst queries" not in text and "config.yaml" not in text and "recall@k" in text
+
+
+def test_pictures_that_cannot_be_read_leave_their_place_empty(run):
+    broken = report.write_report(run, read_picture=lambda dataset, file: b"not a picture").read_text()
+    assert 'class="none"' in broken and "<img" not in broken
+
+
+def test_a_report_without_numbers_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"metrics.json: .*accepted: the metrics.json"):
+        report.write_report(tmp_path)
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match="neither trained nor floors"):
+        report.write_report(tmp_path)
+
+
+def test_the_worst_gallery_takes_turns_between_domains():
+    domains = np.array(["a"] * 8 + ["b"] * 2, dtype=object)
+    assert report._in_turn(np.arange(10), domains, count=6) == [0, 8, 1, 9, 2, 3]
+
+
+def test_a_trained_number_below_a_floor_is_marked(run):
+    numbers = json.loads((run / "metrics.json").read_text())
+    assert 'class="behind"' not in report.write_report(run).read_text()
+    numbers["trained"], numbers["floors"]["colour_histogram"] = (
+        numbers["floors"]["colour_histogram"],
+        numbers["trained"],
+    )
+    (run / "metrics.json").write_text(json.dumps(numbers))
+    assert 'class="behind"' in report.write_report(run).read_text()
+
+
+def test_a_long_history_is_averaged_to_few_points():
+    svg = report.line_chart({"trained": [(step, step % 2) for step in range(10_000)]})
+    corners = re.search(r'points="([^"]*)"', svg).group(1).split()
+    assert 100 < len(corners) <= report.MOST_POINTS
+
+
+def test_the_terminal_table_has_a_row_per_domain_and_system(run):
+    console = Console(file=io.StringIO(), width=80)
+    report.print_table(json.loads((run / "metrics.json").read_text()), console)
+    text = console.file.getvalue()
+    for word in ("food & drink", "art", "all, merged", "trained", "colours", "120"):
+        assert word in text
+
+
+def test_pictures_come_from_the_manifest_by_name(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"bytes")
+    columns = {"file": ["a.png", "gone.png"], "label": ["x", "x"], "split": ["test"] * 2}
+    read = report.manifest_pictures({"mini": from_columns("mini", tmp_path, columns)})
+    assert read("mini", "a.png") == b"bytes"
+    assert read("mini", "gone.png") is None and read("mini", "never.png") is None
