@@ -82,7 +82,7 @@ def embed(
     bad_images = BadImages(manifest) if bad_images is None else bad_images
     job = _Job(manifest, _exact(manifest, embedder), reader or Reader(), bad_images, progress)
     shape = (len(manifest), embedder.embed_dim)
-    with _evaluating(embedder):
+    with _evaluating(embedder, job.reader.device):
         if folder is None:
             vectors = np.empty(shape, np.float32)
             job.fill(vectors, 0, lambda images: embedder(images).z)
@@ -127,7 +127,7 @@ def cache_features(
     picture = views.picture if views else _exact(manifest, embedder)
     bad_images = BadImages(manifest) if bad_images is None else bad_images
     job = _Job(manifest, picture, reader or Reader(), bad_images, progress)
-    with _evaluating(embedder):
+    with _evaluating(embedder, job.reader.device):
         probe = embedder.features(torch.zeros(1, 3, *embedder.preprocess.size_px, device=job.reader.device))
         _filled(path, (num_views * len(manifest), probe.shape[1]), np.float16, job, embedder.features)
     return FeatureCache(path, num_views)
@@ -287,10 +287,10 @@ def _rows_done(growing: Path, count: Path, shape: tuple[int, int], dtype: type) 
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients for as long as the block lasts."""
+def _evaluating(module: nn.Module, device: str | torch.device) -> Iterator[None]:
+    """On `device`, in evaluation mode and without gradients for as long as the block lasts."""
     was = module.training
-    module.eval()
+    module.to(device).eval()
     try:
         with torch.inference_mode():
             yield

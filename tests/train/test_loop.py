@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from tiny import STEPS_PER_EPOCH, TinyEmbedder, TinyHead, batches, settings, tas
 from guie import checkpoint
 from guie.errors import UserError
 from guie.train.distributed import Hardware, World
-from guie.train.hooks import Hook, JsonLines, TensorBoard
+from guie.train.hooks import Hook, JsonLines, LogLines, TensorBoard
 from guie.train.loop import Engine, Run, Settings, fit, load_weights, split
 from guie.train.optim import adamw, parameter_groups, sgd
 from guie.train.progress import Lines, duration
@@ -210,6 +211,22 @@ def test_metrics_are_strict_json_with_rate_norm_and_speed(tmp_path):
     assert [line["step"] for line in steps] == [2, 4, 6, 8, 10, 12]
     assert set(steps[0]) == {"step", "epoch", "loss", "accuracy", "lr", "images_per_s", "grad_norm"}
     assert [line["mP@5"] for line in lines if "mP@5" in line] == [None] * 3
+
+
+def test_a_measurement_to_watch_that_does_not_exist_is_named():
+    made = task(evaluate=lambda embedder, step: {"R@1": 0.5, "mP@5": 0.4})
+    with pytest.raises(UserError, match=r"trainer\.monitor: 'mp5'; accepted: R@1, mP@5"):
+        train(made, settings(monitor="mp5"))
+
+
+def test_the_log_tells_where_training_begins_and_each_evaluation(caplog):
+    made = task(evaluate=lambda embedder, step: {"mP@5": 0.25})
+    with caplog.at_level(logging.INFO, "guie"):
+        train(made, settings(), hooks=[LogLines(logging.getLogger("guie"))])
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "training: step 0 of 12"
+    assert said[-1] == "step 12  epoch 3  mP@5 0.25"
+    assert len(said) == 3  # steps are told every half minute
 
 
 def test_tensorboard_writes_scalars(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,19 +55,39 @@ class NoTracker(Hook):
         del folder
 
 
+class LogLines(Hook):
+    """Say to a logger (and so to log.txt) what is measured: each evaluation, and a step every `every_s`."""
+
+    def __init__(self, logger: logging.Logger, every_s: float = 30.0) -> None:
+        self._logger, self._every_s, self._last = logger, every_s, -math.inf
+
+    def start(self, step: int, steps: int) -> None:
+        """Say where training begins."""
+        self._logger.info("training: step %d of %d", step, steps)
+
+    def record(self, values: Mapping[str, float]) -> None:
+        """Say the measurements."""
+        now = time.monotonic()
+        if "loss" in values and now - self._last < self._every_s:
+            return
+        self._last = now if "loss" in values else self._last
+        self._logger.info("%s", "  ".join(f"{name} {value:.6g}" for name, value in values.items()))
+
+
 class TensorBoard(Hook):
     """Config group `tracker=tensorboard`: event files in `tensorboard/` of the run folder."""
 
     def __init__(self, flush_s: int = 30, *, folder: str) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), flush_secs=flush_s)
+        self._folder, self._flush_s = Path(folder) / "tensorboard", flush_s
+        self._writer: Any = None
 
     def start(self, step: int, steps: int) -> None:
-        """Hide what an interrupted run wrote after `step`."""
-        del steps
-        if step:
-            self._writer.purge_step = step
+        """Open the file; what an interrupted run wrote after `step` is hidden."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(
+            str(self._folder), flush_secs=self._flush_s, purge_step=step + 1 if step else None
+        )
 
     def record(self, values: Mapping[str, float]) -> None:
         """Write each measurement as a scalar at its step."""
@@ -75,4 +97,5 @@ class TensorBoard(Hook):
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

@@ -6,6 +6,7 @@ the generators seeded here. So a run that was killed continues from an integer a
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -349,11 +350,18 @@ class Engine:
 
     def judge(self, found: Mapping[str, float]) -> dict[str, Any] | None:
         """Return what makes this step the best so far, or None where it is not."""
-        score = self.world.on_main(lambda: found.get(self.settings.monitor))
+        score = self.world.on_main(lambda: self._score(found))
         if score is None or (self.best and score <= self.best["score"]):
             return None
-        self.best = {"metric": self.settings.monitor, "score": float(score), "step": self.step}
+        self.best = {"metric": self.settings.monitor, "score": score, "step": self.step}
         return self.best
+
+    def _score(self, found: Mapping[str, float]) -> float | None:
+        if found and self.settings.monitor not in found:
+            accepted = ", ".join(sorted(found))
+            raise UserError(f"trainer.monitor: '{self.settings.monitor}'; accepted: {accepted}")
+        score = float(found.get(self.settings.monitor, math.nan))
+        return None if math.isnan(score) else score
 
     def save(self, best: Mapping[str, Any] | None) -> None:
         """Write a checkpoint on rank 0; the others wait."""
@@ -408,7 +416,9 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], part: str) ->
 def seed_everything(seed: int, step: int, rank: int) -> None:
     """Seed torch, numpy and random from (seed, step, rank), so that no generator's state must be saved."""
     mixed = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
-    torch.manual_seed(mixed)
+    torch.default_generator.manual_seed(mixed)  # torch.manual_seed formats a stack: 2 ms
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(mixed)
     np.random.seed(mixed)
     random.seed(mixed)
 
