@@ -95,6 +95,17 @@ def test_many_cache_blocks_equal_one(monkeypatch):
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
+def test_a_large_buffer_is_dropped_without_changing_the_numbers(monkeypatch):
+    embeddings, weight, labels = problem(3)
+    results = []
+    for small in (0, 1 << 20):
+        monkeypatch.setattr(fused, "_SMALL_BYTES", small)
+        assert fused._keeps_logits(embeddings.repeat(9, 1), weight, None) == (small > 0)
+        losses = margin_softmax(embeddings.repeat(9, 1), weight, labels.repeat(9), RULES[1]).losses
+        results.append((losses.detach(), *torch.autograd.grad(losses.sum(), (embeddings, weight))))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
 def test_float32_stays_close_to_float64():
     embeddings, weight, labels = problem(3)
     exact = margin_softmax(embeddings, weight, labels, RULES[0]).losses

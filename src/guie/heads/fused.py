@@ -3,8 +3,9 @@
 Autograd would keep five to ten B x C tensors and normalised copies of both operands. Here the cosines of
 one block of classes are formed while its weight rows are in cache, only the target's logit is changed, and
 rows are scaled by their norms instead of being copied. With several sub-centres (K) the maximum over K is
-taken in the same pass and only the winning row receives the gradient. `chunk` drops the buffer and forms
-the cosines again in the backward pass (the idea of cut cross-entropy).
+taken in the same pass and only the winning row receives the gradient. Where the buffer would be larger than
+the weights (and with `chunk`) there is none: the cosines are formed again in the backward pass (the idea of
+cut cross-entropy).
 
 Shapes: B batch, D width, C classes, K sub-centres; weights (K, C, D).
 """
@@ -24,12 +25,18 @@ Margin = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Target cosines (B,) -> the values that replace them (B,) and the derivatives of those (B,)."""
 
 _ZERO_LENGTH = 1e-12
-_CACHE_BYTES = 2 << 20
+_CACHE_BYTES = 4 << 20  # of a CPU core: weight rows and scratch of one block stay in it
+_DEVICE_BLOCK_BYTES = 256 << 20  # on an accelerator a block only bounds memory
+_SMALL_BYTES = 16 << 20  # a B x C buffer that is never worth forming the cosines twice
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of cosines: `scale` * `margin(target)`; by `chunk` classes, without the B x C buffer."""
+    """What becomes of cosines: `scale` * `margin(target)`.
+
+    `chunk` forms at most so many classes at a time and keeps no B x C buffer; None keeps the buffer where it
+    is small or no larger than the weights.
+    """
 
     margin: Margin
     scale: float
@@ -110,7 +117,7 @@ class _MarginSoftmax(torch.autograd.Function):
         unit = embeddings * inverse_e[:, None]
         cosine = _target_cosines(unit, weight, labels)
         value, slope = rule.margin(cosine)
-        keep = not rule.chunk
+        keep = _keeps_logits(unit, weight, rule.chunk)
         logits = unit.new_empty(len(unit), weight.shape[1]) if keep else None
         winners = _winners_like(logits, weight) if logits is not None else None
         inverse_w = weight.new_empty(weight.shape[:2])
@@ -118,7 +125,7 @@ class _MarginSoftmax(torch.autograd.Function):
             unit, inverse_e, weight, inverse_w, labels, cosine, value, slope, unit[:, 0], logits, winners
         )
         sums = _LogSumExp(unit, with_sum=rule.smoothing > 0)
-        for block in _blocks(weight, rule.chunk):
+        for block in _blocks(weight, len(unit), rule.chunk):
             inverse_w[:, block] = _inverse_lengths(weight[:, block])
             sums.add(_block_logits(saved, rule.scale, block, fresh=True)[0])
         log_total = sums.value()
@@ -138,7 +145,7 @@ class _MarginSoftmax(torch.autograd.Function):
         weight_gradient = torch.empty_like(saved.weight) if ctx.needs_input_grad[1] else None
         pulled = torch.zeros_like(saved.unit)
         with torch.autocast(grad.device.type, enabled=False):
-            for block in _blocks(saved.weight, rule.chunk):
+            for block in _blocks(saved.weight, len(grad), rule.chunk):
                 _block_backward(saved, rule, block, grad, pulled=pulled, weight_gradient=weight_gradient)
         # cos = unit . w: the part along the embedding itself does not turn it
         pulled -= saved.unit * (saved.unit * pulled).sum(1, keepdim=True)
@@ -213,12 +220,16 @@ class _LogSumExp:
         return self.top + self.total.log()
 
 
-def _blocks(weight: Tensor, chunk: int | None) -> Iterator[slice]:
-    """Yield slices of classes: at most `chunk` wide, and on a CPU as many as its cache holds."""
+def _keeps_logits(embeddings: Tensor, weight: Tensor, chunk: int | None) -> bool:
+    buffer_bytes = len(embeddings) * weight.shape[1] * weight.element_size()
+    return chunk is None and buffer_bytes <= max(_SMALL_BYTES, weight.numel() * weight.element_size())
+
+
+def _blocks(weight: Tensor, batch: int, chunk: int | None) -> Iterator[slice]:
+    """Yield slices of classes: at most `chunk` wide, and as many as fit the cache with three scratch rows."""
     _, classes, width = weight.shape
-    step = chunk or classes
-    if weight.device.type == "cpu":
-        step = min(step, max(256, _CACHE_BYTES // (width * weight.element_size())))
+    room = _CACHE_BYTES if weight.device.type == "cpu" else _DEVICE_BLOCK_BYTES
+    step = min(chunk or classes, max(256, room // ((width + 3 * batch) * weight.element_size())))
     return (slice(start, min(start + step, classes)) for start in range(0, classes, step))
 
 

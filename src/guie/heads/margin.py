@@ -21,8 +21,9 @@ from guie.types import Batch, Loss, Output
 class ArcFace(nn.Module):
     """Additive angular margin (Deng et al., CVPR 2019, eq. 3): logits scale * cos(angle + margin).
 
-    `margin` in radians, with easy_margin False. `chunk` classes at a time bounds memory: no B x C buffer, one
-    more matrix product. `init`: "xavier" uniform, or "uniform" within 1 / sqrt(D).
+    `margin` in radians, with easy_margin False. `chunk` forms at most so many classes at a time to bound
+    memory (null: the buffer of B x C is dropped where it outgrows the weights). `init`: "xavier" uniform, or
+    "uniform" within 1 / sqrt(D).
     """
 
     def __init__(
