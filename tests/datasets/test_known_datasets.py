@@ -63,7 +63,7 @@ def test_two_columns_are_enough(tmp_path):
 
 
 def test_no_shard_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"dataset.tfrecord.files: nothing at .*\*.tfrec; accepted: a glob"):
+    with pytest.raises(UserError, match=r"dataset.tfrecord.pattern: nothing at .*\*.tfrec; accepted: a glob"):
         tfrecord("x/*.tfrec", data_root=str(tmp_path))
 
 

@@ -113,7 +113,10 @@ class Manifest:
             BadImage: the file or record is missing or damaged.
 
         """
-        file, entry = self.place(i)
+        return self.picture(*self.place(i))
+
+    def picture(self, file: str, entry: str | None = None) -> bytes:
+        """Return the encoded bytes of a picture by its place, below the root; raises BadImage as `read`."""
         return self._pictures.read(file, entry)
 
     def select(self, rows: np.ndarray | Sequence[int]) -> Manifest:

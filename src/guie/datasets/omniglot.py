@@ -18,7 +18,7 @@ _TRAIN_SOURCE = "small1"  # five alphabets; the one-shot runs draw from ten othe
 class OneShotRun:
     """One run: name the character of each test picture, given one picture of each of 20 characters.
 
-    Files are relative to the data set's root, as in `one_shot_manifest`. `answers` (20) are the training
+    Files are relative to the data set's root, as in `omniglot_one_shot`. `answers` (20) are the training
     files that match the test files.
     """
 
@@ -75,14 +75,19 @@ def one_shot_runs(root: str | Path) -> list[OneShotRun]:
     return [_run(base, path) for path in lists]
 
 
-def one_shot_manifest(root: str | Path) -> Manifest:
-    """Return the pictures of all runs: training ones split `index`, test ones `query`, labelled run/class."""
-    files, labels, splits = [], [], []
+def omniglot_one_shot(root: str, *, data_root: str) -> Manifest:
+    """Return the pictures of all runs; each run is a domain: its training pictures are the index.
+
+    So the official error (Lake et al. 2015) is one minus R@1 on each domain's own index, averaged.
+    """
+    del data_root
+    columns: dict[str, list[str]] = {"file": [], "label": [], "domain": [], "split": []}
     for run in one_shot_runs(root):
-        files += run.training + run.test
-        labels += [_label(file) for file in run.training + run.answers]
-        splits += ["index"] * len(run.training) + ["query"] * len(run.test)
-    columns = {"file": files, "label": labels, "domain": ["handwriting"] * len(files), "split": splits}
+        labels = [_label(file) for file in run.training + run.answers]
+        columns["file"] += run.training + run.test
+        columns["label"] += labels
+        columns["domain"] += [label.split("/")[0] for label in labels]
+        columns["split"] += ["index"] * len(run.training) + ["query"] * len(run.test)
     return from_columns("omniglot_one_shot", Path(root).expanduser(), columns)
 
 

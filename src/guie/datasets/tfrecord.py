@@ -16,7 +16,7 @@ LABEL_KEYS = ("image/class/label", "class_id", "label")
 
 
 def tfrecord(
-    files: str,
+    pattern: str,
     domain: str = "",
     split: Literal["auto", "train", "val", "test", "query", "index"] = "auto",
     label_key: str | None = None,
@@ -25,7 +25,7 @@ def tfrecord(
     *,
     data_root: str,
 ) -> Manifest:
-    """Return the records of the shards that the glob pattern `files` finds, below `data_root` or absolute.
+    """Return the records of the shards that the glob `pattern` finds, below `data_root` or absolute.
 
     A record's label is under `label_key`, else under the first of image/class/label, class_id, label that
     it has. `split=auto` holds a share `test_classes` of the labels out as split `test`. The labels are
@@ -35,7 +35,7 @@ def tfrecord(
         UserError: no shard found, a record without a label, a shard that is cut short.
 
     """
-    root, shards = _shards(files, Path(data_root).expanduser())
+    root, shards = _shards(pattern, Path(data_root).expanduser())
     seen = [(shard.relative_to(root).as_posix(), shard.stat()) for shard in shards]
     settings = (label_key, domain, split, test_classes, seed, str(root))
     state = repr((settings, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in seen]))
@@ -51,15 +51,15 @@ def tfrecord(
     return open_manifest(kept, root, root.name, cache_dir=kept.parent)
 
 
-def _shards(files: str, base: Path) -> tuple[Path, list[Path]]:
+def _shards(pattern: str, base: Path) -> tuple[Path, list[Path]]:
     """Return the deepest folder without a wildcard, and the shards below it, sorted."""
-    parts = (base / Path(files).expanduser()).parts
+    parts = (base / Path(pattern).expanduser()).parts
     wild = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
     root = Path(*parts[:wild])
     found = sorted(path for path in root.glob("/".join(parts[wild:])) if path.is_file())
     if not found:
         raise UserError(
-            f"dataset.tfrecord.files: nothing at {Path(*parts)}; accepted: a glob pattern of shards"
+            f"dataset.tfrecord.pattern: nothing at {Path(*parts)}; accepted: a glob pattern of shards"
         )
     return root, found
 
