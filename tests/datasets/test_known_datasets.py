@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from guie.datasets.folder import folder, held_out
-from guie.datasets.omniglot import omniglot, one_shot_manifest, one_shot_runs
+from guie.datasets.omniglot import omniglot, omniglot_one_shot, one_shot_runs
 from guie.datasets.shared import shared_multidomain
 from guie.datasets.table import csv
 from guie.datasets.tfrecord import tfrecord
@@ -114,7 +114,7 @@ def test_omniglot_has_the_twenty_official_runs(shared):
         assert len(run.training) == len(run.test) == len(set(run.training)) == 20
         assert sorted(run.answers) == run.training
         assert all((root / file).is_file() for file in run.training + run.test)
-    manifest = one_shot_manifest(root)
+    manifest = omniglot_one_shot(str(root), data_root="")
     assert len(manifest) == 800 and manifest.num_classes == 400
     assert (np.bincount(manifest.labels) == 2).all()
 

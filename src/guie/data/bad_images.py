@@ -1,4 +1,7 @@
-"""What happens when a picture cannot be read: counted and replaced, or the end of the run. Never grey."""
+"""What happens when a picture cannot be read: counted and replaced, or the end of the run. Never grey.
+
+A picture whose JPEG stream is damaged in the middle, its length unchanged, is not noticed by any decoder.
+"""
 
 from __future__ import annotations
 

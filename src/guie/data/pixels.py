@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from guie.datasets.manifest import Manifest
+from guie.datasets.once import made_once
 from guie.images import BadImage
 from guie.records.pictures import Pictures
 from guie.types import Preprocess
@@ -59,14 +58,8 @@ def open_pixels(
     """
     size = "x".join(map(str, preprocess.size_px))
     folder = Path(cache_dir) / f"pixels-{manifest.name}-{size}-{_key(manifest, preprocess)}"
-    if not (folder / "pixels.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            _build(partial, manifest, preprocess, progress, num_threads or os.cpu_count() or 1)
-            _publish(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    threads = num_threads or os.cpu_count() or 1
+    made_once(folder, "pixels.json", lambda new: _build(new, manifest, preprocess, progress, threads))
     return PixelCache(folder)
 
 
@@ -117,13 +110,3 @@ def _build(
     pixels.flush()
     facts = {"shape": shape, "bad": {str(row): bad[row] for row in sorted(bad)}}
     (folder / "pixels.json").write_text(json.dumps(facts))
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    if folder.exists() and not (folder / "pixels.json").exists():
-        shutil.rmtree(folder)
-    try:
-        partial.rename(folder)
-    except OSError:  # another process was first: its whole folder stays
-        if not (folder / "pixels.json").exists():
-            raise

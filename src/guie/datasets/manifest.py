@@ -128,7 +128,8 @@ class Manifest:
 
     def split(self, *names: str) -> Manifest:
         """Return the rows whose split is one of `names`."""
-        return self.select(np.isin(self.splits, names))
+        codes, known = self._coded["split"]
+        return self.select(np.isin(codes, [known.index(name) for name in names if name in known]))
 
     def keep_domains(self, names: Sequence[str]) -> Manifest:
         """Return the rows of these domains.

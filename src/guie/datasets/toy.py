@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 
 from guie.datasets.folder import held_out
 from guie.datasets.manifest import Manifest, from_columns, open_manifest
+from guie.datasets.once import made_once
 from guie.errors import UserError
 
 _DRAWING = "3"  # raise it when a drawing changes: old caches are then left alone
@@ -34,8 +33,7 @@ def toy(
     settings = repr((_DRAWING, instances, views, test_classes, seed))
     digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
     folder = Path(data_root).expanduser() / f"toy-{digest}"
-    if not (folder / "manifest.parquet").exists():
-        _draw_all(folder, instances, views, test_classes, seed)
+    made_once(folder, "manifest.parquet", lambda new: _draw_all(new, instances, views, test_classes, seed))
     return open_manifest(folder / "manifest.parquet", folder, "toy")
 
 
@@ -49,22 +47,15 @@ def _accept(instances: int, views: int, test_classes: float) -> None:
 
 
 def _draw_all(folder: Path, instances: int, views: int, test_classes: float, seed: int) -> None:
-    """Draw into a temporary folder beside the last one and rename it when whole."""
     from guie.datasets.toy_things import DOMAINS
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        things = [(domain, number) for domain in DOMAINS for number in range(instances)]
-        for domain in DOMAINS:
-            (partial / domain).mkdir()
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            for done in [pool.submit(_draw, partial, *thing, views, seed) for thing in things]:
-                done.result()
-        _list(partial, things, views, test_classes, seed)
-        _publish(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    things = [(domain, number) for domain in DOMAINS for number in range(instances)]
+    for domain in DOMAINS:
+        (folder / domain).mkdir()
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for done in [pool.submit(_draw, folder, *thing, views, seed) for thing in things]:
+            done.result()
+    _list(folder, things, views, test_classes, seed)
 
 
 def _draw(folder: Path, domain: str, number: int, views: int, seed: int) -> None:
@@ -97,15 +88,3 @@ def _list(folder: Path, things: list[tuple[str, int]], views: int, test_classes:
         "split": ["test" if label in unseen else "train" for *_, label, _ in rows],
     }
     from_columns("toy", folder, columns).write(folder / "manifest.parquet")
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Rename; where another process was first, its whole folder stays; half a folder goes."""
-    partial.chmod(0o755)
-    if folder.exists() and not (folder / "manifest.parquet").exists():
-        shutil.rmtree(folder)
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not (folder / "manifest.parquet").exists():
-            raise
