@@ -181,6 +181,25 @@ def test_augmented_views_depend_on_seed_view_and_row_only(manifest):
     assert views.key != augmented_views(Shift(), manifest, 2, seed=8, key="shift").key
 
 
+def test_views_of_cached_pictures_are_those_of_the_batch_stage(manifest, tmp_path):
+    from guie.data.pixels import open_pixels
+    from guie.data.warp import Warp, cached_preprocess
+    from guie.types import Preprocess
+
+    spec = Preprocess(size_px=(8, 8))
+    warp = Warp(preprocess=spec)
+    with pytest.raises(
+        UserError, match=r"trainer\.cache_views: 2 by Warp without cached pictures; accepted: 1"
+    ):
+        augmented_views(warp, manifest, 2, seed=9, key="warp")
+    pixels = open_pixels(manifest, cached_preprocess(spec, warp.cached_px), tmp_path / "p")
+    views = augmented_views(warp, manifest, 2, seed=9, key="warp", pixels=pixels)
+    rows = np.arange(N)
+    together = warp(torch.from_numpy(pixels[rows]), warp.draws(9, 1, rows))
+    for row in (0, 5):
+        np.testing.assert_allclose(views.picture(1, row), together[row], atol=1e-3)
+
+
 def test_features_too_large_for_half_precision_are_refused(embedder, manifest, tmp_path):
     embedder.pool = torch.nn.Threshold(1e6, 1e6)
     with pytest.raises(UserError, match="not finite in float16"):

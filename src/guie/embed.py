@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from guie import checkpoint
 from guie.data.bad_images import BadImages
 from guie.data.draws import uniforms
+from guie.data.pixels import PixelCache
 from guie.data.sampling import Sampler, rank_slots
 from guie.datasets.manifest import Manifest
 from guie.embeddings import from_manifest
@@ -133,16 +134,30 @@ def cache_features(
     return FeatureCache(path, num_views)
 
 
-def augmented_views(augment: Any, manifest: Manifest, num: int, seed: int, key: str) -> Views:
-    """Return `num` views by a sample stage of augmentation, each drawn from (seed, view, row).
+def augmented_views(
+    augment: Any, manifest: Manifest, num: int, seed: int, key: str, pixels: PixelCache | None = None
+) -> Views:
+    """Return `num` augmented views, each drawn from (seed, view, row).
 
-    `key` tells this augmentation from others: its config as text.
+    `key` tells this augmentation from others: its config as text. A batch stage works on `pixels`, the cache
+    of decoded pictures; raises UserError where it gets none.
     """
+    if augment.stage == "batch" and pixels is None:
+        raise UserError(
+            f"trainer.cache_views: {num} by {type(augment).__name__} without cached pictures; "
+            "accepted: 1, or an augmentation of encoded pictures (augment=crop_flip)"
+        )
 
-    def picture(view: int, row: int) -> np.ndarray:
+    def from_bytes(view: int, row: int) -> np.ndarray:
         return augment(manifest.read(row), augment.draws(seed, view, np.array([row]))[0])
 
-    return Views(num, picture, f"{key} {seed}")
+    def from_pixels(view: int, row: int) -> np.ndarray:
+        if pixels is None or row in pixels.bad:
+            raise BadImage(pixels.bad[row] if pixels else "not cached")
+        rows = np.array([row])
+        return augment(torch.from_numpy(pixels[rows]), augment.draws(seed, view, rows))[0].numpy()
+
+    return Views(num, from_pixels if augment.stage == "batch" else from_bytes, f"{key} {seed}")
 
 
 @dataclass(frozen=True)

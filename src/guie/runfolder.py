@@ -50,7 +50,7 @@ class RunFolder:
 
     def mark(self, state: RunState) -> None:
         """Say how the run stands."""
-        _write_json(self.path / "run.json", {"format": 1, "state": state})
+        write_json(self.path / "run.json", {"format": 1, "state": state})
 
     def release(self) -> None:
         """Give up the lock."""
@@ -281,5 +281,11 @@ def log_file(path: Path, name: str = "guie") -> Iterator[logging.Logger]:
         handler.close()
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` in one step."""
     checkpoint.replace_file(path, json.dumps(value, indent=1).encode())
+
+
+def read_json(path: Path) -> Any:
+    """Return what `write_json` wrote."""
+    return json.loads(path.read_bytes())

@@ -86,6 +86,12 @@ class World:
             raise UserError(outcome[1])
         return outcome[0]
 
+    def on_main_first(self, work: Callable[[], T]) -> T:
+        """Run `work` on every rank, on rank 0 before the others: it makes the cache that they then open."""
+        made: list[T] = []
+        self.on_main(lambda: made.append(work()))  # an error of rank 0 is everybody's: nobody waits for ever
+        return made[0] if self.is_main else work()
+
 
 @contextmanager
 def world(device: str = "auto", timeout_s: float = 1800.0) -> Iterator[World]:
