@@ -108,7 +108,7 @@ class Loader:
             yield Batch(piece.images, piece.labels, piece.domains, piece.ids)
 
     def _in_thread(self, pieces: _Pieces, numbers: range) -> Iterator[Piece]:
-        pool = ThreadPoolExecutor(1, thread_name_prefix="guie-loader")
+        pool = _single_thread()
         waiting: deque = deque()
         try:
             for number in numbers:
@@ -229,6 +229,16 @@ class _Pieces(Dataset):
         step, part = divmod(number, len(self.slots))
         slots = self.slots[part]
         return self.rows.piece(self.sampler.batch(step)[slots], step, slots)
+
+
+def _single_thread() -> ThreadPoolExecutor:
+    """Return a pool of one thread in which torch does not spread over the cores that train."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="guie-loader")
+    here = torch.get_num_threads()
+    pool.submit(torch.set_num_threads, 1).result()
+    # OpenMP's number belongs to the calling thread; torch's number for threads to come is put back
+    torch.set_num_threads(here)
+    return pool
 
 
 def _turned(images: np.ndarray, turns: np.ndarray) -> np.ndarray:
