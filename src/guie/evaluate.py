@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from guie import metrics
+from guie.embeddings import concatenate, to_arrow
 from guie.errors import UserError
 from guie.search import knn, tile_rows
 from guie.types import Embeddings, Ranking, Truth
@@ -64,7 +65,8 @@ class Evaluation:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        pq.write_table(pa.table(self.queries), path)
+        arrays = [to_arrow(column) for column in self.queries.values()]
+        pq.write_table(pa.Table.from_arrays(arrays, names=list(self.queries)), path)
 
 
 def evaluate(
@@ -74,8 +76,10 @@ def evaluate(
 
     Each level holds mP@5 (with its bootstrap interval), R@k, mAP@k, MAP@R, R-Prec, MRR and counts; each of
     `domains` is on the domain's own index, with `merged` for the same queries on the merged index, and
-    `domain_mean` is the plain mean of the domains' merged values (UnED's mMP@5). One dataset alone: "merged"
-    repeats it.
+    `domain_mean` is the plain mean of the domains' merged values (UnED's mMP@5). Where every query has one
+    relevant image on its domain's own index and there are several domains (episodes, as Omniglot's runs),
+    `one_shot_error` is the share of wrong nearest neighbours, averaged over the domains. One dataset alone:
+    "merged" repeats it.
     """
     protocol = protocol or Protocol()
     parts = {"data": embeddings} if isinstance(embeddings, Embeddings) else dict(embeddings)
@@ -87,8 +91,6 @@ def evaluate(
     if len(parts) == 1:
         merged = next(iter(numbers.values()))
     else:
-        from guie.embeddings import concatenate
-
         merged, _ = _evaluate_one("merged", concatenate(parts), protocol, own_index=False)
     numbers["merged"] = merged
     return Evaluation(numbers, _stack(tables))
@@ -183,7 +185,10 @@ def _evaluate_one(
             entry = _summary(mine) if mine is not None and len(mine.rows) else {}
             numbers["domains"][domain or "all"] = entry | {"merged": _summary(scores, chosen)}
             own[domain] = mine if mine is not None else scores
-    numbers["domain_mean"] = _domain_mean(numbers["domains"])
+    numbers["domain_mean"] = _domain_mean([entry["merged"] for entry in numbers["domains"].values()])
+    if len(own) > 1 and all((mine.relevant == 1).all() for mine in own.values()):
+        accuracy = _domain_mean([_summary(mine) for mine in own.values()])["R@1"]
+        numbers["one_shot_error"] = 1.0 - accuracy
     return numbers, _table(name, part, scores, own)
 
 
@@ -200,10 +205,9 @@ def _roles(name: str, splits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _codes(strings: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return (codes (rows,) int64, names) of strings, by hashing (sorting unicode arrays costs memory)."""
-    import pyarrow as pa
-
-    encoded = pa.array(strings).dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+    names: dict[str, int] = {}
+    codes = (names.setdefault(string, len(names)) for string in strings)
+    return np.fromiter(codes, dtype=np.int64, count=len(strings)), list(names)
 
 
 def _summary(scores: Scores, chosen: np.ndarray | None = None) -> dict:
@@ -226,12 +230,10 @@ def _recall_curve(
     return {str(k): float(((first_hit > 0) & (first_hit <= k)).mean()) for k in ks}
 
 
-def _domain_mean(domains: dict[str, dict]) -> dict[str, float]:
-    names = [
-        name for name, value in next(iter(domains.values()))["merged"].items() if isinstance(value, float)
-    ]
-    merged = [entry["merged"] for entry in domains.values()]
-    return {n: float(np.mean([m[n] for m in merged])) for n in names if all(n in m for m in merged)}
+def _domain_mean(domains: list[dict]) -> dict[str, float]:
+    """Return the plain mean over domains of every number that all of them have."""
+    names = [name for name, value in domains[0].items() if isinstance(value, float)]
+    return {n: float(np.mean([d[n] for d in domains])) for n in names if all(n in d for d in domains)}
 
 
 def _table(name: str, part: Embeddings, scores: Scores, own: dict[str, Scores]) -> dict:

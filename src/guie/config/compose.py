@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import sys
@@ -36,14 +38,28 @@ def enter(command: str, run: Callable[[dict[str, Any]], None]) -> None:
     def job(cfg: DictConfig) -> None:
         run(checked(command, cfg))
 
+    decorated = hydra.main(version_base=None, config_path=str(directory()), config_name=command)(job)
     try:
         register([directory(), *_own_folders(sys.argv[1:])])
-        hydra.main(version_base=None, config_path=str(directory()), config_name=command)(job)()
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            _print_help(decorated)
+        else:
+            decorated()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("GUIE_DEBUG"):
             traceback.print_exc()
         print(f"guie-{command}: {explain(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _print_help(decorated: Callable[[], None]) -> None:
+    """Print Hydra's help without the nodes that `register` made (`_arcface`): nobody chooses those."""
+    held = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(held):
+            decorated()
+    finally:
+        print(re.sub(r"(?<=[ :])_\w+, ", "", held.getvalue()), end="")
 
 
 def composed(command: str, overrides: list[str], folders: list[Path] | None = None) -> dict[str, Any]:

@@ -46,6 +46,9 @@ class Train:
     device: str = "auto"
     ckpt: str | None = None
     resume: str = "never"
+    bad_images: str = "skip"
+    max_bad_share: float = 0.01
+    memory_mib: int = 64
     preset: str | None = None
 
 
@@ -63,7 +66,10 @@ class Eval:
     device: str = "auto"
     seed: int = 0
     batch_size: int = 128
-    memory_mib: int = 512
+    threads: int | None = None
+    bad_images: str = "skip"
+    max_bad_share: float = 0.01
+    memory_mib: int = 64
     floors: bool = True
 
 

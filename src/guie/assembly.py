@@ -1,0 +1,154 @@
+"""From a checked config to the objects of a run: data, embedder, head, batches, measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guie.build import build
+from guie.datasets.manifest import Manifest, concatenate
+from guie.errors import UserError
+
+EVALUATED = ("query", "index", "test")
+
+
+def manifests(nodes: Mapping[str, Any], data_root: str, *, key: str = "dataset") -> dict[str, Manifest]:
+    """Return the manifest of every node by name; one that is missing is an error."""
+    if not nodes:
+        raise UserError(f"{key}: nothing chosen; accepted: a name, or a list in brackets")
+    return {
+        name: build(node, where=f"{key}.{name}", data_root=str(Path(data_root).expanduser()))
+        for name, node in nodes.items()
+    }
+
+
+def training_rows(found: Mapping[str, Manifest]) -> Manifest:
+    """Return all rows of split train as one manifest; labels of several datasets are prefixed by their names."""
+    rows = concatenate([manifest.split("train") for manifest in found.values()])
+    if not len(rows):
+        raise UserError(f"dataset: {', '.join(found)} hold no rows of split train")
+    return rows
+
+
+def evaluation_rows(found: Mapping[str, Manifest]) -> dict[str, Manifest]:
+    """Return, by dataset, the rows that ask or answer (splits query, index, test)."""
+    chosen = {name: manifest.split(*EVALUATED) for name, manifest in found.items()}
+    for name, manifest in chosen.items():
+        if not len(manifest):
+            raise UserError(f"eval_on: {name} has no rows of split {', '.join(EVALUATED)}")
+    return chosen
+
+
+def embedder(cfg: Mapping[str, Any]) -> Any:
+    """Return the untrained (or pre-trained) embedder; equal for equal `seed`."""
+    import torch
+
+    from guie.models.embedder import Embedder
+
+    torch.manual_seed(cfg["seed"])
+    backbone = build(cfg["backbone"], where="backbone")
+    pool = build(cfg["pool"], where="pool")
+    neck = build(cfg["neck"], where="neck", in_dim=backbone.out_dim)
+    return Embedder(backbone, pool, neck)
+
+
+def head(cfg: Mapping[str, Any], embed_dim: int, num_classes: int) -> Any:
+    """Return the head with its class weights; equal for equal `seed`."""
+    import torch
+
+    torch.manual_seed(cfg["seed"] + 1)
+    return build(cfg["head"], where="head", embed_dim=embed_dim, num_classes=num_classes)
+
+
+def loader(
+    cfg: Mapping[str, Any],
+    rows: Manifest,
+    preprocess: Any,
+    *,
+    bad_images: Any = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
+    """Return the loader of training batches: sampler, augmentation, decoded-pixel cache where it is used."""
+    from guie.data.loader import sampler_facts, train_loader
+
+    augment = build(cfg["augment"], where="augment", preprocess=preprocess)
+    turns = getattr(augment, "turns_as_classes", False)
+    facts = sampler_facts(rows, turns_as_classes=turns)
+    batch_size = cfg["trainer"]["batch_size"]
+    sampler = build(cfg["sampler"], where="sampler", batch_size=batch_size, seed=cfg["seed"], **facts)
+    return train_loader(
+        rows,
+        sampler,
+        augment,
+        preprocess=preprocess,
+        seed=cfg["seed"],
+        cache_dir=cache_folder(cfg),
+        bad_images=bad_images,
+        progress=progress,
+        turns_as_classes=turns,
+        workers=workers(cfg, augment),
+    )
+
+
+def workers(cfg: Mapping[str, Any], augment: Any) -> int:
+    """Return how many processes decode: as configured, else none for cached pictures and all but one core."""
+    import os
+
+    wanted = cfg["hw"]["workers"]
+    if wanted is not None:
+        return int(wanted)
+    return 0 if augment.stage == "batch" else max(0, (os.cpu_count() or 1) - 1)
+
+
+def cache_folder(cfg: Mapping[str, Any]) -> Path:
+    """Return where decoded pixels and features are kept between runs."""
+    return Path(cfg["data_root"]).expanduser() / ".guie"
+
+
+def class_names(rows: Manifest, num_classes: int) -> list[str]:
+    """Return the names of the head's classes; turned pictures that count as classes are named by quarter."""
+    turns = num_classes // max(1, rows.num_classes)
+    names = np.asarray(rows.label_names, dtype=object)
+    return list(names) if turns == 1 else [f"{name}@{90 * turn}" for name in names for turn in range(turns)]
+
+
+def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
+    """Return the embedder of a run folder (its last checkpoint) or checkpoint, and what was saved with it.
+
+    Raises UserError where it is damaged, or its config does not describe its weights.
+    """
+    from guie import checkpoint
+    from guie.train.loop import load_weights
+    from guie.types import Preprocess
+
+    folder = checkpoint.locate(Path(path).expanduser(), "last")
+    state = checkpoint.read(folder)
+    cfg = dict(state.meta["config"])
+    if "pretrained" in cfg["backbone"]:  # the weights come from the checkpoint
+        cfg["backbone"] = {**cfg["backbone"], "pretrained": False}
+    made = embedder(cfg)
+    stated = {key: tuple(v) if isinstance(v, list) else v for key, v in state.meta["preprocess"].items()}
+    if made.preprocess != Preprocess(**stated):
+        raise UserError(f"{folder}: trained with {stated}, but its backbone states {made.preprocess}")
+    load_weights(made, state.weights, "embedder")
+    return made.eval(), state.meta
+
+
+def untrained_embedder(cfg: Mapping[str, Any]) -> Any:
+    """Return the backbone before training, its pooled features as embeddings: the floor of every run."""
+    return embedder({**cfg, "neck": {"_target_": "guie.models.necks.Identity"}})
+
+
+def bench(cfg: Mapping[str, Any], sets: Mapping[str, Manifest], device: Any, notice: Any = None) -> Any:
+    """Return how to measure on `sets`."""
+    from guie.embed import Reader
+    from guie.evaluate import Protocol
+    from guie.examine import Bench
+
+    threads = cfg["hw"]["threads"] if "hw" in cfg else cfg["threads"]
+    reader = Reader(batch_size=cfg.get("batch_size", 128), threads=threads, device=device)
+    protocol = Protocol(memory_mib=cfg["memory_mib"])
+    return Bench(sets, reader, protocol, cfg["bad_images"], cfg["max_bad_share"], notice)

@@ -1,0 +1,37 @@
+"""guie-train: data, model, fit, evaluate, report."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from guie.config.compose import enter
+
+
+def run(cfg: dict[str, Any]) -> None:
+    """Train as `cfg` says; the process ends with 143 or 130 where it was asked to stop."""
+    from guie import training
+    from guie.cli.console import Notices, speak
+    from guie.train.distributed import world
+
+    speak()
+    with ExitStack() as stack:
+        here = stack.enter_context(world(cfg["device"]))
+        folder = here.on_main(lambda: str(training.choose_folder(cfg)))
+        start = here.on_main(lambda: training.open_folder(stack, Path(folder), cfg))
+        job = training.prepare(cfg, Path(folder), start, here, Notices())
+        summary = training.fit_job(job)
+        if summary.exit_code == 0:
+            here.on_main(lambda: training.conclude(job))
+    sys.exit(summary.exit_code)
+
+
+def main() -> None:
+    """Console entry point."""
+    enter("train", run)
+
+
+if __name__ == "__main__":
+    main()

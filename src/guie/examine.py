@@ -1,0 +1,96 @@
+"""An embedder on data sets: embed, evaluate, compare with floors, write what was found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guie import checkpoint, embeddings
+from guie.data.bad_images import BadImages
+from guie.datasets.manifest import Manifest
+from guie.embed import Reader, embed
+from guie.evaluate import Evaluation, Protocol, evaluate
+from guie.floors import FLOORS, floor_embeddings
+from guie.types import Embeddings
+
+Notice = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured on, and how: manifests by name, the reader, the protocol, the policy on bad pictures.
+
+    `notice(what, done, total)` is told how far it is.
+    """
+
+    sets: Mapping[str, Manifest]
+    reader: Reader
+    protocol: Protocol
+    policy: str = "skip"
+    max_bad_share: float = 0.01
+    notice: Notice | None = None
+
+    def embeddings(self, embedder: Any, folder: Path | None = None) -> dict[str, Embeddings]:
+        """Return the embeddings of every set; with `folder` an interrupted job is continued from there."""
+        found = {}
+        for name, manifest in self.sets.items():
+            listed = folder / "bad_images.csv" if folder else None
+            bad = BadImages(manifest, listed, self.policy, self.max_bad_share)  # type: ignore[arg-type]
+            progress = self._progress(f"embedding {name}")
+            found[name] = embed(
+                embedder, manifest, self.reader, bad_images=bad, folder=folder, progress=progress
+            )
+        return found
+
+    def evaluation(self, found: Mapping[str, Embeddings]) -> Evaluation:
+        """Return the numbers of these embeddings."""
+        return evaluate(found, self.protocol)
+
+    def floors(self, untrained: Any | None) -> dict[str, dict]:
+        """Return metrics by floor: colour histogram, raw pixels, and the untrained or pre-trained backbone."""
+        numbers = {}
+        background = untrained.preprocess.background if untrained is not None else (255, 255, 255)
+        for kind in FLOORS:
+            self._tell(f"floor {kind}")
+            found = {n: floor_embeddings(m, kind, background=background) for n, m in self.sets.items()}
+            numbers[kind] = self.evaluation(found).metrics
+        if untrained is not None:
+            self._tell("floor backbone")
+            numbers["backbone"] = self.evaluation(self.embeddings(untrained)).metrics
+        return numbers
+
+    def _tell(self, what: str) -> None:
+        if self.notice:
+            self.notice(what, 0, 0)
+
+    def _progress(self, what: str) -> Callable[[int, int], None] | None:
+        notice = self.notice
+        return (lambda done, total: notice(what, done, total)) if notice else None
+
+
+def write_results(
+    folder: Path, found: Mapping[str, Embeddings], evaluation: Evaluation, facts: Mapping[str, Any]
+) -> None:
+    """Write embeddings/<set>, queries.parquet and, last and atomically, metrics.json with `facts` in it."""
+    for name, vectors in found.items():
+        embeddings.save(vectors, folder / "embeddings" / name)
+    evaluation.write_queries(folder / "queries.parquet")
+    numbers = {"trained": evaluation.metrics, **facts}
+    checkpoint.replace_file(folder / "metrics.json", (json.dumps(numbers, indent=1) + "\n").encode())
+
+
+def picture_reader(sets: Mapping[str, Manifest]) -> Callable[[str, str], bytes | None]:
+    """Return (set, file) -> the picture's bytes for the report's galleries, None where there is none."""
+    from guie.images import BadImage
+
+    def read(name: str, file: str) -> bytes | None:
+        path, _, entry = file.partition("#")
+        try:
+            return sets[name].picture(path, entry or None)
+        except (BadImage, OSError, KeyError):
+            return None
+
+    return read

@@ -1,0 +1,198 @@
+"""One training run from its config to its report: what guie-train does, in the order it happens."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from guie import assembly, checkpoint, embed, examine, report, runfolder
+from guie.build import build
+from guie.datasets.manifest import Manifest
+from guie.errors import UserError
+from guie.train.distributed import Hardware, World
+from guie.train.hooks import JsonLines
+from guie.train.loop import Run, Settings, Summary, Task, fit
+from guie.train.progress import progress
+
+log = logging.getLogger("guie")
+
+
+@dataclass
+class Job:
+    """A run that is ready to fit."""
+
+    cfg: Mapping[str, Any]
+    folder: Path
+    here: World
+    task: Task
+    settings: Settings
+    hardware: Hardware
+    run: Run
+    bench: examine.Bench
+
+
+def choose_folder(cfg: Mapping[str, Any]) -> Path:
+    """Return `run_dir`, or a new name under runs/."""
+    if cfg["run_dir"]:
+        return Path(cfg["run_dir"]).expanduser()
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        raise UserError("run_dir: not given, and torchrun has restarted; accepted: run_dir=... resume=auto")
+    return Path("runs") / f"{cfg['preset'] or 'train'}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def open_folder(stack: ExitStack, path: Path, cfg: Mapping[str, Any]) -> str | None:
+    """Lock the run folder for as long as `stack` lasts; return the checkpoint to continue from."""
+    folder = stack.enter_context(runfolder.opened(path, cfg, cfg["resume"]))
+    stack.enter_context(runfolder.log_file(path))
+    log.info("run folder: %s", path)
+    if folder.start:
+        log.info("continuing from %s", folder.start)
+    return str(folder.start) if folder.start else None
+
+
+def prepare(cfg: Mapping[str, Any], folder: Path, start: str | None, here: World, notice: Any) -> Job:
+    """Return the job: data checked, floors measured (once), embedder and head built, weights loaded."""
+    # The main process makes what is cached (drawn pictures, Arrow copies); then all read it.
+    data = here.on_main(partial(assembly.manifests, cfg["dataset"], cfg["data_root"]))
+    eval_sets = here.on_main(partial(assembly.manifests, cfg["eval_on"], cfg["data_root"], key="eval_on"))
+    rows, asked = assembly.training_rows(data), assembly.evaluation_rows(eval_sets)
+    settings, hardware = build(cfg["trainer"], where="trainer").check(), build(cfg["hw"], where="hw")
+    bench = assembly.bench(cfg, asked, here.device, notice)
+    here.on_main(lambda: _measure_floors(cfg, folder, bench, here))
+    embedder = assembly.embedder(cfg)
+    if cfg["ckpt"]:
+        _start_from(embedder, cfg["ckpt"])
+    listed = folder / "bad_images_train.csv"
+    loader = here.on_main_first(partial(_loader, cfg, rows, embedder, listed, notice))
+    head = assembly.head(cfg, embedder.embed_dim, loader.num_classes)
+    names = assembly.class_names(rows, loader.num_classes)
+    here.on_main(lambda: runfolder.write_labels(folder, names))
+    log.info("%s", _described(rows, asked, embedder, head))
+    optimizer = build(cfg["optim"], where="optim", embedder=embedder, head=head)
+    batches = _batches(cfg, rows, embedder, loader, here, settings, notice)
+    task = Task(
+        embedder,
+        head,
+        optimizer,
+        batches,
+        loader.steps_per_epoch,
+        evaluate=lambda model, step: here.on_main(lambda: _evaluated(bench, model)),
+        features=settings.cache_features,
+    )
+    return Job(cfg, folder, here, task, settings, hardware, _run(cfg, folder, embedder, start, here), bench)
+
+
+def _loader(cfg: Mapping[str, Any], rows: Manifest, embedder: Any, listed: Path, notice: Any) -> Any:
+    from guie.data.bad_images import BadImages
+
+    bad = BadImages(rows, listed, cfg["bad_images"], cfg["max_bad_share"])
+    progress = partial(notice, "decoding pictures")
+    return assembly.loader(cfg, rows, embedder.preprocess, bad_images=bad, progress=progress)
+
+
+def _batches(  # noqa: PLR0913
+    cfg: Mapping[str, Any],
+    rows: Manifest,
+    embedder: Any,
+    loader: Any,
+    here: World,
+    settings: Settings,
+    notice: Any,
+) -> Any:
+    if not settings.cache_features:
+        return lambda first, last: loader.batches(first, last, here.rank, here.size)
+    views = None
+    if settings.cache_views > 1:
+        key = f"{cfg['augment']}"
+        views = embed.augmented_views(loader.augment, rows, settings.cache_views, cfg["seed"], key)
+    embedder.to(here.device)
+    cache = here.on_main_first(
+        partial(
+            embed.cache_features,
+            embedder,
+            rows,
+            assembly.cache_folder(cfg),
+            embed.Reader(device=here.device, threads=cfg["hw"]["threads"]),
+            views=views,
+            progress=partial(notice, "frozen features"),
+        )
+    )
+    cached = embed.CachedBatches(cache, loader.sampler, rows.labels, rows.domains, cfg["seed"])
+    return lambda first, last: cached.batches(first, last, here.rank, here.size)
+
+
+def _measure_floors(cfg: Mapping[str, Any], folder: Path, bench: examine.Bench, here: World) -> None:
+    path = folder / "floors.json"
+    if not path.exists():
+        floors = bench.floors(assembly.untrained_embedder(cfg).to(here.device))
+        runfolder.write_json(path, floors)
+        shown = ", ".join(f"{name} {found['merged']['mP@5']:.3f}" for name, found in floors.items())
+        log.info("floors (mP@5, merged index): %s", shown)
+
+
+def _evaluated(bench: examine.Bench, model: Any) -> dict[str, float]:
+    numbers = bench.evaluation(bench.embeddings(model)).metrics
+    found = {name: numbers["merged"][name] for name in ("mP@5", "R@1")}
+    return found | {f"mP@5/{name}": numbers[name]["mP@5"] for name in bench.sets if len(bench.sets) > 1}
+
+
+def _start_from(embedder: Any, path: str) -> None:
+    from guie.train.loop import load_weights
+
+    load_weights(embedder, checkpoint.read(Path(path).expanduser(), "last").weights, "embedder")
+
+
+def _described(rows: Manifest, asked: Mapping[str, Manifest], embedder: Any, head: Any) -> str:
+    def millions(module: Any) -> str:
+        return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M"
+
+    tested = ", ".join(f"{name} {len(manifest):,}" for name, manifest in asked.items())
+    return (
+        f"training on {len(rows):,} pictures of {rows.num_classes:,} classes in {len(rows.domain_names)} domains; "
+        f"evaluating on {tested} pictures; parameters: embedder {millions(embedder)}, head {millions(head)}"
+    )
+
+
+def _run(cfg: Mapping[str, Any], folder: Path, embedder: Any, start: str | None, here: World) -> Run:
+    hooks = []
+    if here.is_main:
+        tracker = build(cfg["tracker"], where="tracker", folder=str(folder))
+        hooks = [JsonLines(folder / "metrics.jsonl"), progress(), tracker]
+    return Run(
+        store=checkpoint.Store(folder / "checkpoints", cfg["trainer"]["keep"]),
+        hooks=hooks,
+        seed=cfg["seed"],
+        meta={"config": dict(cfg), "preprocess": asdict(embedder.preprocess)},
+        describe=lambda weights: {"space_id": embed.space_id(embedder, weights)},
+        resume=checkpoint.read(Path(start)) if start else None,
+    )
+
+
+def fit_job(job: Job) -> Summary:
+    """Train; an interrupted run keeps a checkpoint of its last step."""
+    summary = fit(job.task, job.settings, job.hardware, job.here, job.run)
+    if summary.signal and job.here.is_main:
+        log.info("stopped at step %d of %d; continue with resume=auto", summary.step, summary.steps)
+    return summary
+
+
+def conclude(job: Job) -> None:
+    """Evaluate the weights that were saved last, write metrics.json and report.html, print the table."""
+    embedder, meta = assembly.trained_embedder(job.folder)
+    embedder.to(job.here.device)
+    found = job.bench.embeddings(embedder, job.folder)
+    floors = runfolder.read_json(job.folder / "floors.json")
+    facts = {"floors": floors, "space_id": meta["space_id"], "seed": job.cfg["seed"], "step": meta["step"]}
+    evaluation = job.bench.evaluation(found)
+    examine.write_results(job.folder, found, evaluation, facts)
+    written = report.write_report(job.folder, read_picture=examine.picture_reader(job.bench.sets))
+    runfolder.RunFolder(job.folder).mark("finished")
+    report.print_table({"trained": evaluation.metrics, **facts})
+    print(f"checkpoint  {checkpoint.locate(job.folder, 'last')}\nreport      {written}")
