@@ -111,6 +111,14 @@ def test_pixels_are_normalised_inside_and_uint8_equals_float(dtype):
     torch.testing.assert_close(model(images).z, model(images.to(dtype)).z)
 
 
+def test_the_preprocessing_of_a_checkpoint_can_be_taken_over():
+    model = embedder().eval()
+    model.use_preprocess(Preprocess(size_px=(8, 8), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+    expected = model.pool(model.backbone(pictures() / 255))
+    torch.testing.assert_close(model.features(pictures()), expected, rtol=1e-4, atol=1e-5)
+    assert model.preprocess.mean == (0.0, 0.0, 0.0)
+
+
 @pytest.mark.parametrize("kind", ["map", "tokens", "stages"])
 def test_output_parts_agree_and_z_has_unit_length(kind):
     model = embedder(kind).eval()

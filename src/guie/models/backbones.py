@@ -5,7 +5,10 @@ timm and open_clip are imported when a backbone is built (8 CPU seconds). B batc
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -194,11 +197,27 @@ def _clip_tower(name: str, pretrained: str | None, image_px: int | None) -> Any:
         )
 
     def build() -> nn.Module:
-        return open_clip.create_model(
-            name, pretrained=pretrained, force_image_size=image_px, pretrained_text=False
-        ).visual
+        with _expected_random_weights(not pretrained):
+            return open_clip.create_model(
+                name, pretrained=pretrained or None, force_image_size=image_px, pretrained_text=False
+            ).visual
 
     return build_with_weights(build, name, pretrained)
+
+
+@contextmanager
+def _expected_random_weights(expected: bool) -> Iterator[None]:
+    """Keep open_clip's warning about random weights from who asked for them."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return not (expected and "No pretrained weights loaded" in record.getMessage())
+
+    root = logging.getLogger()
+    root.addFilter(other)
+    try:
+        yield
+    finally:
+        root.removeFilter(other)
 
 
 def _tower_width(tower: Any, *, projected: bool) -> int:

@@ -21,15 +21,19 @@ class Embedder(nn.Module):
     def __init__(self, backbone: Any, pool: nn.Module, neck: Any) -> None:
         super().__init__()
         self.backbone, self.pool, self.neck = backbone, pool, neck
-        self.preprocess: Preprocess = backbone.preprocess
         self.embed_dim: int = neck.embed_dim
         self.frozen_backbone = False
-        mean, std = (
-            torch.tensor(v, dtype=torch.float64) for v in (self.preprocess.mean, self.preprocess.std)
-        )
         # Not in the state dict: they follow from `preprocess`, which travels beside the weights.
-        self.register_buffer("pixel_scale", (1 / (255 * std)).float()[:, None, None], persistent=False)
-        self.register_buffer("pixel_shift", (-mean / std).float()[:, None, None], persistent=False)
+        self.register_buffer("pixel_scale", torch.ones(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_shift", torch.zeros(3, 1, 1), persistent=False)
+        self.use_preprocess(backbone.preprocess)
+
+    def use_preprocess(self, preprocess: Preprocess) -> None:
+        """Take the preprocessing stated beside a checkpoint: without its hub tag a backbone cannot know."""
+        self.preprocess = preprocess
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (preprocess.mean, preprocess.std))
+        self.get_buffer("pixel_scale").copy_((1 / (255 * std))[:, None, None])
+        self.get_buffer("pixel_shift").copy_((-mean / std)[:, None, None])
 
     def forward(self, images: Tensor) -> Output:
         """Return feature (B, F), tokens (B, T, F) or None, raw (B, D) and unit z (B, D)."""
