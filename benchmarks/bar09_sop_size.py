@@ -1,10 +1,10 @@
-"""Bar 9: self-retrieval of the size of Stanford Online Products (60,502 images, 11,316 classes), d=64, against PML.
+"""Bar 9: self-retrieval as large as Stanford Online Products (60,502 images), d=64, against PML.
 
     uv run --group bench python benchmarks/bar09_sop_size.py [repeats]
 
-Both sides start from vectors and labels and end at mean precision@1, R-precision and MAP@R over the 100
-nearest others, which must agree to 1e-6. PML's memory grows with classes x images: it needs several GiB.
-About 40 CPU seconds a repeat. The comparison with open-metric-learning needs its own project and is not here.
+11,316 classes. Both sides start from vectors and labels and end at mean precision@1, R-precision and MAP@R
+over the 100 nearest others, which must agree to 1e-6. PML's memory grows with classes x images: it needs
+several GiB. About 40 CPU seconds a repeat. open-metric-learning needs its own project and is not here.
 """
 
 import sys

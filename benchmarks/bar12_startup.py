@@ -2,9 +2,9 @@
 
     uv run python benchmarks/bar12_startup.py [repeats]
 
-Each command is a fresh process; user + system seconds of it and its children, sides in turn. `guie-eval` reads
-saved embeddings (5,000 vectors of 64 numbers, made here) and does the whole evaluation and its report. First
-it is checked that every command succeeds and that the evaluation's numbers are those of the library.
+Each command is a fresh process; user + system seconds of it and its children, sides in turn. `guie-eval`
+reads saved embeddings (2,000 vectors of 64 numbers, made here) and does the whole evaluation and its report.
+First it is checked that every command succeeds and that the evaluation's numbers are those of the library.
 """
 
 import json
@@ -41,12 +41,12 @@ def save_embeddings(folder: Path) -> float:
     from guie.types import Embeddings
 
     r = np.random.default_rng(0)
-    labels = np.repeat(np.arange(500), 10)
-    vectors = r.standard_normal((500, 64))[labels] + 1.2 * r.standard_normal((5000, 64))
+    labels = np.repeat(np.arange(200), 10)
+    vectors = r.standard_normal((200, 64))[labels] + 1.2 * r.standard_normal((2000, 64))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     names = np.array([f"{i}" for i in labels])
-    strings = {"files": names, "labels": names, "domains": names, "splits": np.full(5000, "test")}
-    strings["domains"] = np.full(5000, "made up")
+    strings = {"files": names, "labels": names, "domains": names, "splits": np.full(2000, "test")}
+    strings["domains"] = np.full(2000, "made up")
     embeddings = Embeddings(vectors, space_id="benchmark", **strings)
     save(embeddings, folder)
     return evaluate({"made_up": embeddings}).metrics["merged"]["mP@5"]

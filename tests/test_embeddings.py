@@ -101,8 +101,37 @@ def test_meta_of_something_else_is_refused(tmp_path):
 
 def test_reading_and_evaluating_does_not_import_torch():
     code = (
-        "import sys, guie.embeddings, guie.evaluate, guie.metrics, guie.search, guie.floors, guie.report,"
-        " guie.one_shot; print([m for m in ('torch', 'faiss', 'pandas', 'PIL') if m in sys.modules])"
+        "import sys, guie.embeddings, guie.evaluate, guie.metrics, guie.search, guie.floors, guie.report;"
+        " print([m for m in ('torch', 'faiss', 'pandas', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_whole_evaluation_imports_neither_torch_nor_pandas(some, tmp_path):
+    disk.save(replace(some, labels=np.array(list("aabbcc")), splits=np.full(6, "test")), tmp_path / "e")
+    code = f"""
+import json, pathlib, sys
+from guie import embeddings, evaluate, report
+folder = pathlib.Path({str(tmp_path)!r})
+result = evaluate.evaluate({{"mini": embeddings.load(folder / "e")}})
+result.write_queries(folder / "queries.parquet")
+(folder / "metrics.json").write_text(json.dumps({{"trained": result.metrics}}))
+report.write_report(folder)
+print([m for m in ("torch", "pandas", "scipy", "sklearn") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_arrow_columns_hold_what_was_given():
+    columns = [
+        np.arange(3),
+        np.array([1.5, np.nan]),
+        ["a", "é", ""],
+        [["x"], [], ["y", "z"]],
+        [[0.5], [1.0, 2.0]],
+    ]
+    for values in columns:
+        expected = values.tolist() if isinstance(values, np.ndarray) else values
+        assert str(disk.to_arrow(values).to_pylist()) == str(expected)

@@ -155,3 +155,21 @@ def test_nothing_to_search_is_an_error():
         evaluate({"toy": replace(e, splits=np.full(len(e.files), "train"))})
     with pytest.raises(UserError, match="toy: no query has a relevant index image"):
         evaluate({"toy": replace(e, labels=e.files)})
+
+
+def test_episodes_with_one_right_answer_have_a_one_shot_error():
+    e = made_up(rows=40, classes=20, domains=("run01", "run02"))
+    e.labels = np.array([f"c{i // 2}" for i in range(40)])
+    e.domains = np.array(["run01", "run02"])[np.arange(40) // 20]
+    e.splits = np.array(["query", "index"])[np.arange(40) % 2]
+    numbers = evaluate({"episodes": e}).metrics["episodes"]
+    wrong = [1 - looped(e, run, run)[1] for run in ("run01", "run02")]
+    assert numbers["one_shot_error"] == pytest.approx(np.mean(wrong))
+    assert "one_shot_error" not in evaluate(made_up()).metrics["merged"]
+
+
+def test_a_domain_whose_queries_are_lone_in_it_has_only_merged_numbers():
+    e = made_up(rows=60, classes=10, domains=("d",))
+    e.domains = np.where(e.splits == "query", "asked", "found")
+    numbers = evaluate({"x": e}).metrics["x"]
+    assert set(numbers["domains"]) == {"asked"} and set(numbers["domains"]["asked"]) == {"merged"}

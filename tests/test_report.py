@@ -11,7 +11,6 @@ from PIL import Image
 from rich.console import Console
 
 from guie import report
-from guie.datasets.manifest import from_columns
 from guie.errors import UserError
 from guie.evaluate import evaluate
 from guie.types import Embeddings
@@ -146,11 +145,3 @@ def test_the_terminal_table_has_a_row_per_domain_and_system(run):
     text = console.file.getvalue()
     for word in ("food & drink", "art", "all, merged", "trained", "colours", "120"):
         assert word in text
-
-
-def test_pictures_come_from_the_manifest_by_name(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"bytes")
-    columns = {"file": ["a.png", "gone.png"], "label": ["x", "x"], "split": ["test"] * 2}
-    read = report.manifest_pictures({"mini": from_columns("mini", tmp_path, columns)})
-    assert read("mini", "a.png") == b"bytes"
-    assert read("mini", "gone.png") is None and read("mini", "never.png") is None

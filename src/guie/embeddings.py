@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def save(embeddings: Embeddings, folder: str | Path, **facts: object) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     np.save(partial / "vectors.npy", np.ascontiguousarray(embeddings.vectors, dtype=np.float32))
-    table = pa.table({name: pa.array(getattr(embeddings, name), pa.string()) for name in COLUMNS})
+    table = pa.Table.from_arrays([to_arrow(getattr(embeddings, n)) for n in COLUMNS], names=list(COLUMNS))
     pq.write_table(table, partial / "rows.parquet")
     rows, dim = embeddings.vectors.shape
     meta = {"space_id": embeddings.space_id, "rows": rows, "dim": dim} | facts
@@ -81,10 +81,11 @@ def load(folder: str | Path, *, space_id: str | None = None) -> Embeddings:
         )
     try:
         vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-        table = pq.read_table(folder / "rows.parquet", columns=list(COLUMNS))
+        # Neither read_table nor to_numpy: both import pandas, a second of CPU.
+        table = pq.ParquetFile(folder / "rows.parquet").read(columns=list(COLUMNS))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: {str(error).splitlines()[0]}; accepted: {', '.join(PARTS)}") from error
-    columns = {name: table[name].to_numpy() for name in COLUMNS}
+    columns = {name: np.array(table[name].to_pylist(), dtype=object) for name in COLUMNS}
     embeddings = Embeddings(vectors, space_id=meta["space_id"], **columns)
     _check(embeddings, folder)
     return embeddings
@@ -124,6 +125,31 @@ def concatenate(parts: Mapping[str, Embeddings]) -> Embeddings:
     vectors = np.concatenate([part.vectors for part in parts.values()])
     joined = np.array([label for part in labels for label in part], dtype=object)
     return Embeddings(vectors, labels=joined, space_id=first.space_id, **columns)
+
+
+def to_arrow(values: np.ndarray | Sequence) -> Any:
+    """Return a pyarrow.Array of numbers, strings, or lists of either.
+
+    Built from buffers: pa.array and pa.table import pandas, a second of CPU, to ask whether it was given.
+    """
+    import pyarrow as pa
+
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iuf":
+        buffer = pa.py_buffer(np.ascontiguousarray(values))
+        return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, buffer])
+    if len(values) and isinstance(values[0], list):
+        flat = [item for items in values for item in items]
+        numbers = bool(flat) and isinstance(flat[0], float)
+        inner = to_arrow(np.array(flat, dtype=np.float64) if numbers else flat)
+        return pa.ListArray.from_arrays(to_arrow(_offsets(values)), inner)
+    encoded = [str(value).encode() for value in values]
+    buffers = [pa.py_buffer(_offsets(encoded)), pa.py_buffer(b"".join(encoded))]
+    return pa.StringArray.from_buffers(len(encoded), *buffers)
+
+
+def _offsets(values: np.ndarray | Sequence) -> np.ndarray:
+    """Return (len(values) + 1,) int32: where each value begins when they are laid end to end."""
+    return np.cumsum([0, *map(len, values)], dtype=np.int32)
 
 
 def _check(embeddings: Embeddings, where: Path) -> None:

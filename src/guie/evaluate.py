@@ -112,7 +112,7 @@ def score(
     depth = _depth(protocol, relevant)
     gallery_vectors = _rows_of(vectors, gallery)
     tiles = []
-    step = tile_rows(depth, protocol.memory_mib)
+    step = tile_rows(depth + 2, protocol.memory_mib)  # as `knn` cuts, so that it finds one tile
     for start in range(0, len(kept), step):
         rows = kept[start : start + step]
         truth = Truth(labels[rows], gallery_labels, position[rows])
@@ -182,9 +182,10 @@ def _evaluate_one(
             mine = score(part.vectors, labels, in_domain[0], in_domain[1], protocol)
         chosen = domains[scores.rows] == code
         if chosen.any():
-            entry = _summary(mine) if mine is not None and len(mine.rows) else {}
+            if mine is not None and len(mine.rows):
+                own[domain] = mine
+            entry = _summary(own[domain]) if domain in own else {}
             numbers["domains"][domain or "all"] = entry | {"merged": _summary(scores, chosen)}
-            own[domain] = mine if mine is not None else scores
     numbers["domain_mean"] = _domain_mean([entry["merged"] for entry in numbers["domains"].values()])
     if len(own) > 1 and all((mine.relevant == 1).all() for mine in own.values()):
         accuracy = _domain_mean([_summary(mine) for mine in own.values()])["R@1"]

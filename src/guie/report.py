@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from guie.embeddings import picture_names
 from guie.errors import UserError
 
 TITLES = {
@@ -69,23 +68,6 @@ def write_report(folder: str | Path, *, read_picture: ReadPicture | None = None)
     partial.write_text(html, encoding="utf-8")
     partial.replace(path)
     return path
-
-
-def manifest_pictures(manifests: Mapping[str, Any]) -> ReadPicture:
-    """Return a reader of pictures by (dataset, file) from the manifests of the same names."""
-    rows: dict[str, dict[str, int]] = {}
-
-    def read(dataset: str, file: str) -> bytes | None:
-        manifest = manifests[dataset]
-        if dataset not in rows:
-            names = picture_names(manifest, np.arange(len(manifest)))
-            rows[dataset] = {name: row for row, name in enumerate(names)}
-        try:
-            return manifest.read(rows[dataset][file])
-        except (KeyError, OSError):
-            return None
-
-    return read
 
 
 def print_table(metrics: dict, console: Any = None) -> None:
@@ -189,9 +171,10 @@ def _tiles(numbers: Mapping) -> list[dict]:
     if floors:
         best = max(floors, key=lambda key: floors[key])
         tiles.append({"name": "best floor, mP@5", "value": _share(floors[best]), "note": _title(best)})
-    if "one_shot" in numbers:
-        error = f"{100 * numbers['one_shot']['error']:.1f} %"
-        tiles.append({"name": "one-shot error", "value": error, "note": "official 20-way, 20 runs"})
+    for name in _dataset_names(numbers):
+        error = systems.get("trained", {}).get(name, {}).get("one_shot_error")
+        if error is not None:
+            tiles.append({"name": "one-shot error", "value": f"{100 * error:.1f} %", "note": name})
     if "bad_images" in numbers:
         tiles.append(
             {"name": "bad images", "value": str(numbers["bad_images"]), "note": "left out or replaced"}
@@ -323,12 +306,12 @@ def _galleries(path: Path, read_picture: ReadPicture) -> list[dict]:
         return []
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
-    value = table["mP@5"].to_numpy()
-    first = table["first_hit"].to_numpy()
+    table = pq.ParquetFile(path).read()
+    value = np.array(table["mP@5"].to_pylist())
+    first = np.array(table["first_hit"].to_pylist())
     late = np.where(first > 0, first, np.iinfo(np.int32).max)
     domains = np.asarray(table["domain"].to_pylist(), dtype=object)
-    worst, best = np.lexsort((-late, value)), np.lexsort((-table["relevant"].to_numpy(), -value))
+    worst, best = np.lexsort((-late, value)), np.lexsort((-np.array(table["relevant"].to_pylist()), -value))
     orders = {"worst": worst, "best": best}
     hint = (
         "Green: same label; red: another; pale: another, where no more are relevant. The number is the "
