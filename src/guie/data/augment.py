@@ -44,7 +44,8 @@ class CropFlip:
 
     `scale`, `ratio`: area share and aspect of the crop. `extra`: albumentations stages by class name, each
     with its arguments, in order, on the crop: `{ColorJitter: {p: 0.8}, CoarseDropout: {}}`; every stage's
-    choices are seeded by (seed, step, slot).
+    choices are seeded by (seed, step, slot). `turns_as_classes`: the loader shows every picture in four
+    quarter turns, each a class of its own.
 
     Raises:
         UserError: a range that is upside down, or a stage or argument that albumentations refuses.
@@ -59,6 +60,7 @@ class CropFlip:
         ratio: tuple[float, float] = (0.75, 1.3333),
         flip_p: float = 0.5,
         extra: dict[str, Any] | None = None,
+        turns_as_classes: bool = False,
         *,
         preprocess: Preprocess,
     ):
@@ -68,6 +70,7 @@ class CropFlip:
                     f"augment.{key}: {[low, high]}; accepted: two numbers above 0, the smaller first"
                 )
         self.scale, self.ratio, self.flip_p, self.preprocess = scale, ratio, flip_p, preprocess
+        self.turns_as_classes = turns_as_classes
         self.extra = _pipeline(extra) if extra else None
 
     def draws(self, seed: int, step: int, slots: np.ndarray) -> np.ndarray:

@@ -34,7 +34,8 @@ class Warp:
     random multiple of 90 degrees. `zoom_out`: with `zoom_out_p` the picture shrinks by up to this factor,
     the rest shows `fill`. `brightness`, `contrast`, `saturation`: factor within 1 +- this; `hue`: turn of
     the colour circle within +- this share; all with `colour_p`. `cutout`: largest area share of a grey
-    rectangle. `cached_px`: side of the cached pictures the crops are taken from (null: the net's size).
+    rectangle. `cached_px`: side of the cached pictures the crops are taken from (null: the net's size). `turns_as_classes`: the
+    loader shows every picture in four quarter turns, each a class of its own (strong on characters).
 
     Raises:
         UserError: a range that is upside down or a probability outside 0..1.
@@ -68,11 +69,13 @@ class Warp:
         cutout: float = 0.0,
         cutout_p: float = 0.5,
         cached_px: int | None = None,
+        turns_as_classes: bool = False,
         *,
         preprocess: Preprocess,
     ):
         self.size_px = preprocess.size_px
         self.cached_px = cached_px or max(preprocess.size_px)
+        self.turns_as_classes = turns_as_classes
         self.scale, self.ratio = _range("scale", scale), _range("ratio", ratio)
         self.flip_p, self.vflip_p = _share("flip_p", flip_p), _share("vflip_p", vflip_p)
         self.rotate, self.rotate_p = math.radians(rotate_degrees), _share("rotate_p", rotate_p)
