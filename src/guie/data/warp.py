@@ -34,8 +34,9 @@ class Warp:
     random multiple of 90 degrees. `zoom_out`: with `zoom_out_p` the picture shrinks by up to this factor,
     the rest shows `fill`. `brightness`, `contrast`, `saturation`: factor within 1 +- this; `hue`: turn of
     the colour circle within +- this share; all with `colour_p`. `cutout`: largest area share of a grey
-    rectangle. `cached_px`: side of the cached pictures the crops are taken from (null: the net's size). `turns_as_classes`: the
-    loader shows every picture in four quarter turns, each a class of its own (strong on characters).
+    rectangle. `cached_px`: side of the cached pictures the crops are taken from (null: the net's size).
+    `turns_as_classes`: the loader shows every picture in four quarter turns, each a class of its own
+    (strong on characters).
 
     Raises:
         UserError: a range that is upside down or a probability outside 0..1.
