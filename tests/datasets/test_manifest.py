@@ -104,6 +104,17 @@ def test_the_arrow_copy_is_what_is_read_the_second_time(tmp_path, monkeypatch):
         open_manifest(tmp_path / "m.csv", tmp_path, "x", constants={"domain": "d"})
 
 
+def test_the_arrow_copy_is_mapped_not_loaded(tmp_path):
+    names = [f"a/rather/long/folder/name/{i:06d}.jpg" for i in range(50_000)]
+    from_columns("x", tmp_path, {"file": names, "label": ["1"] * len(names)}).write(tmp_path / "m.parquet")
+    open_manifest(tmp_path / "m.parquet", tmp_path, "x")
+    before = pa.total_allocated_bytes()
+    manifest = open_manifest(tmp_path / "m.parquet", tmp_path, "x")
+    assert manifest.place(49_999)[0] == names[-1]
+    assert pa.total_allocated_bytes() - before < 100_000
+    assert manifest.select(range(40_000)).table.nbytes > 1_000_000  # what loading would take
+
+
 def test_labels_like_01_stay_text(tmp_path):
     (tmp_path / "m.csv").write_text("file,label\na.jpg,01\nb.jpg,1\n")
     assert open_manifest(tmp_path / "m.csv", tmp_path, "x").label_names == ["01", "1"]
