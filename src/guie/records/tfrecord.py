@@ -27,7 +27,6 @@ Feature = list[bytes] | list[int] | list[float]
 _LENGTH_BYTES = 12  # before the payload: length and its CRC
 _FRAME_BYTES = 16  # around the payload
 _TAG_1, _TAG_2 = 0x0A, 0x12  # protobuf: field 1 and field 2, each with a length in front
-_SHIFTS = range(7, 70, 7)
 _READ_LENGTH = struct.Struct("<Q").unpack_from
 _READ_HEADER = struct.Struct("<QI").unpack_from
 _READ_CRC = struct.Struct("<I").unpack_from
@@ -193,7 +192,9 @@ def _add_feature(result: dict[str, Feature], data: bytes, begin: int, end: int) 
 
 def _bytes_list(data: bytes, begin: int, end: int) -> list[bytes]:
     if begin < end and data[begin] == _TAG_1:  # usually one
-        length, at = _varint(data, begin + 1)
+        length, at = data[begin + 1], begin + 2
+        if length > 127:
+            length, at = _varint(data, begin + 1)
         if at + length == end:
             return [data[at:end]]
     return [data[start:stop] for number, start, stop in _fields(data, begin, end) if number == 1]
@@ -256,17 +257,27 @@ def _scalar_bytes(data: bytes, at: int, wire: int) -> int:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the base-128 number at `at` and the offset behind it."""
-    value = data[at]
-    if value < 128:
-        return value, at + 1
-    value &= 127
-    for shift in _SHIFTS:
-        at += 1
+    """Return the base-128 number at `at` and the offset behind it; written out for up to 3 bytes."""
+    first = data[at]
+    if first < 128:
+        return first, at + 1
+    second = data[at + 1]
+    if second < 128:
+        return first - 128 + (second << 7), at + 2
+    third = data[at + 2]
+    if third < 128:
+        return first + (second << 7) + (third << 14) - 16_512, at + 3
+    return _long_varint(data, at)
+
+
+def _long_varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
         byte = data[at]
-        if byte < 128:
-            return (value | byte << shift) & 0xFFFF_FFFF_FFFF_FFFF, at + 1
+        at += 1
         value |= (byte & 127) << shift
+        if byte < 128:
+            return value & 0xFFFF_FFFF_FFFF_FFFF, at
     raise ValueError("not a tf.train.Example: a number longer than 10 bytes")
 
 
