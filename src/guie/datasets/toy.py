@@ -14,7 +14,7 @@ from guie.datasets.manifest import Manifest, from_columns, open_manifest
 from guie.datasets.once import made_once
 from guie.errors import UserError
 
-_DRAWING = "3"  # raise it when a drawing changes: old caches are then left alone
+_DRAWING = "4"  # raise it when a drawing changes: old caches are then left alone
 
 
 def toy(

@@ -32,7 +32,7 @@ class Canvas:
         self.rgb = np.zeros((SIDE, SIDE, 3), np.uint8)
         self.alpha = np.zeros((SIDE, SIDE), np.uint8)
         shades = PALETTES[rng.integers(len(PALETTES))][rng.permutation(5)]
-        shades = np.clip(shades + rng.normal(0, 20, shades.shape), 0, 255)
+        shades = np.clip(shades + rng.normal(0, 28, shades.shape), 0, 255)
         self.colours = [tuple(int(v) for v in shade) for shade in shades]
 
     def polygon(self, points: np.ndarray, colour: int, *, solid: bool = True) -> None:

@@ -30,20 +30,20 @@ def photograph(thing: Canvas, rng: np.random.Generator) -> bytes:
 def _viewpoint(rng: np.random.Generator, side: int) -> np.ndarray:
     """Return the homography (3,3) from canvas to picture: turn, scale, shift, then pull the corners."""
     corners = np.array([(0, 0), (SIDE, 0), (SIDE, SIDE), (0, SIDE)], np.float32)
-    turn = np.deg2rad(rng.normal(0, 9))
-    scale = side / SIDE * rng.uniform(0.87, 1.15)
+    turn = np.deg2rad(rng.normal(0, 15))
+    scale = side / SIDE * rng.uniform(0.78, 1.12)
     rotate = scale * np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     rotate[0] *= rng.uniform(0.85, 1.0)  # seen from the side, a thing is narrower
     seen = (corners - SIDE / 2) @ rotate.T + side / 2
-    seen += rng.uniform(-0.055, 0.055, 2) * side
-    seen += rng.uniform(-0.04, 0.04, (4, 2)) * side
+    seen += rng.uniform(-0.085, 0.085, 2) * side
+    seen += rng.uniform(-0.05, 0.05, (4, 2)) * side
     return cv2.getPerspectiveTransform(corners, seen.astype(np.float32))
 
 
 def _recolour(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Turn the hue and change the saturation: colour alone must not tell which thing it is."""
     grey = picture @ _LUMA.astype(np.float32)
-    turn = rng.normal(0, 0.12)
+    turn = rng.normal(0, 0.1)
     axis = np.ones(3) / np.sqrt(3)
     cross = np.cross(np.eye(3), axis)
     rotation = np.cos(turn) * np.eye(3) + np.sin(turn) * cross + (1 - np.cos(turn)) * np.outer(axis, axis)
