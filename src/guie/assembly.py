@@ -26,7 +26,7 @@ def manifests(nodes: Mapping[str, Any], data_root: str, *, key: str = "dataset")
 
 
 def training_rows(found: Mapping[str, Manifest]) -> Manifest:
-    """Return all rows of split train as one manifest; labels of several datasets are prefixed by their names."""
+    """Return all rows of split train as one manifest; labels of several datasets get their names."""
     rows = concatenate([manifest.split("train") for manifest in found.values()])
     if not len(rows):
         raise UserError(f"dataset: {', '.join(found)} hold no rows of split train")
@@ -130,9 +130,11 @@ def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
     if "pretrained" in cfg["backbone"]:  # the weights come from the checkpoint
         cfg["backbone"] = {**cfg["backbone"], "pretrained": False}
     made = embedder(cfg)
-    stated = {key: tuple(v) if isinstance(v, list) else v for key, v in state.meta["preprocess"].items()}
-    if made.preprocess != Preprocess(**stated):
-        raise UserError(f"{folder}: trained with {stated}, but its backbone states {made.preprocess}")
+    stated: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in state.meta["preprocess"].items()
+    }
+    made.use_preprocess(Preprocess(**stated))
     load_weights(made, state.weights, "embedder")
     return made.eval(), state.meta
 
@@ -144,9 +146,9 @@ def untrained_embedder(cfg: Mapping[str, Any]) -> Any:
 
 def bench(cfg: Mapping[str, Any], sets: Mapping[str, Manifest], device: Any, notice: Any = None) -> Any:
     """Return how to measure on `sets`."""
+    from guie.bench import Bench
     from guie.embed import Reader
     from guie.evaluate import Protocol
-    from guie.examine import Bench
 
     threads = cfg["hw"]["threads"] if "hw" in cfg else cfg["threads"]
     reader = Reader(batch_size=cfg.get("batch_size", 128), threads=threads, device=device)

@@ -94,9 +94,8 @@ def resolve(target: str) -> Any:
 def _check_trusted(module_name: str, target: str) -> None:
     plugins = [name for name in os.environ.get("GUIE_PLUGINS", "").split(",") if name]
     if module_name.split(".")[0] not in ["guie", *plugins]:
-        raise UserError(
-            f"_target_: '{target}' lives in '{module_name}'; accepted: guie and packages named in GUIE_PLUGINS"
-        )
+        accepted = "guie and packages named in GUIE_PLUGINS"
+        raise UserError(f"_target_: '{target}' lives in '{module_name}'; accepted: {accepted}")
 
 
 @cache
@@ -123,7 +122,9 @@ def _class_parameters(node: ast.ClassDef) -> tuple[Parameter, ...]:
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             return _function_parameters(item, skip_self=True)
-    fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+    fields = [
+        item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    ]
     return tuple(
         Parameter(item.target.id, ast.unparse(item.annotation), _literal(item.value))  # type: ignore[union-attr]
         for item in fields

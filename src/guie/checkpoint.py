@@ -28,6 +28,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from guie.durable import replace_file, sync_folder, write_durably
 from guie.errors import UserError
 from guie.types import Preprocess
 
@@ -122,7 +123,7 @@ def _write_files(folder: Path, state: State) -> None:
     files["manifest.json"] = _json_bytes({"files": listed, "format": FORMAT})
     for name, data in files.items():
         write_durably(folder / name, data)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _move_into_place(temporary: Path, final: Path) -> None:
@@ -130,36 +131,8 @@ def _move_into_place(temporary: Path, final: Path) -> None:
     if final.exists():
         final.rename(aside)
     temporary.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write `data` and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Give `path` new content in one step: a reader, or a crash, sees the old bytes or the new ones."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        write_durably(temporary, data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def point(folder: Path, which: Which, checkpoint: Path, facts: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from guie.data.pixels import PixelCache
 from guie.data.sampling import Sampler, rank_slots
 from guie.datasets.manifest import Manifest
 from guie.embeddings import from_manifest
+from guie.durable import replace_file
 from guie.errors import UserError
 from guie.images import BadImage
 from guie.resize import load
@@ -283,7 +284,7 @@ def _make(path: Path, shape: tuple[int, int], dtype: type, job: _Job, forward: F
 
     def mark(rows: int) -> None:
         target.flush()  # first the rows, then the count that vouches for them
-        checkpoint.replace_file(count, json.dumps({"rows": rows}).encode())
+        replace_file(count, json.dumps({"rows": rows}).encode())
 
     job.fill(target, done, forward, mark)
     target.flush()

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import yaml
 
 from guie import checkpoint
+from guie.durable import replace_file
 from guie.errors import UserError
 
 # What may differ between a run and its continuation: how long and where it runs, not what it computes.
@@ -114,7 +115,7 @@ def _prepare(folder: RunFolder, config: Mapping[str, Any]) -> None:
     step = int(folder.start.name[5:]) if folder.start else 0
     truncate(folder.metrics, step)
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    checkpoint.replace_file(folder.path / "config.yaml", text.encode())
+    replace_file(folder.path / "config.yaml", text.encode())
     folder.mark("running")
 
 
@@ -283,7 +284,7 @@ def log_file(path: Path, name: str = "guie") -> Iterator[logging.Logger]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` in one step."""
-    checkpoint.replace_file(path, json.dumps(value, indent=1).encode())
+    replace_file(path, json.dumps(value, indent=1).encode())
 
 
 def read_json(path: Path) -> Any:

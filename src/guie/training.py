@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from guie import assembly, checkpoint, embed, examine, report, runfolder
+from guie import assembly, checkpoint, embed, results, runfolder
+from guie.bench import Bench
 from guie.build import build
 from guie.datasets.manifest import Manifest
 from guie.errors import UserError
@@ -35,7 +36,7 @@ class Job:
     settings: Settings
     hardware: Hardware
     run: Run
-    bench: examine.Bench
+    bench: Bench
 
 
 def choose_folder(cfg: Mapping[str, Any]) -> Path:
@@ -97,7 +98,7 @@ def _loader(cfg: Mapping[str, Any], rows: Manifest, embedder: Any, listed: Path,
     return assembly.loader(cfg, rows, embedder.preprocess, bad_images=bad, progress=progress)
 
 
-def _batches(  # noqa: PLR0913
+def _batches(
     cfg: Mapping[str, Any],
     rows: Manifest,
     embedder: Any,
@@ -128,7 +129,7 @@ def _batches(  # noqa: PLR0913
     return lambda first, last: cached.batches(first, last, here.rank, here.size)
 
 
-def _measure_floors(cfg: Mapping[str, Any], folder: Path, bench: examine.Bench, here: World) -> None:
+def _measure_floors(cfg: Mapping[str, Any], folder: Path, bench: Bench, here: World) -> None:
     path = folder / "floors.json"
     if not path.exists():
         floors = bench.floors(assembly.untrained_embedder(cfg).to(here.device))
@@ -137,7 +138,7 @@ def _measure_floors(cfg: Mapping[str, Any], folder: Path, bench: examine.Bench, 
         log.info("floors (mP@5, merged index): %s", shown)
 
 
-def _evaluated(bench: examine.Bench, model: Any) -> dict[str, float]:
+def _evaluated(bench: Bench, model: Any) -> dict[str, float]:
     numbers = bench.evaluation(bench.embeddings(model)).metrics
     found = {name: numbers["merged"][name] for name in ("mP@5", "R@1")}
     return found | {f"mP@5/{name}": numbers[name]["mP@5"] for name in bench.sets if len(bench.sets) > 1}
@@ -154,10 +155,9 @@ def _described(rows: Manifest, asked: Mapping[str, Manifest], embedder: Any, hea
         return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M"
 
     tested = ", ".join(f"{name} {len(manifest):,}" for name, manifest in asked.items())
-    return (
-        f"training on {len(rows):,} pictures of {rows.num_classes:,} classes in {len(rows.domain_names)} domains; "
-        f"evaluating on {tested} pictures; parameters: embedder {millions(embedder)}, head {millions(head)}"
-    )
+    size = f"{len(rows):,} pictures of {rows.num_classes:,} classes in {len(rows.domain_names)} domains"
+    parameters = f"embedder {millions(embedder)}, head {millions(head)}"
+    return f"training on {size}; evaluating on {tested} pictures; parameters: {parameters}"
 
 
 def _run(cfg: Mapping[str, Any], folder: Path, embedder: Any, start: str | None, here: World) -> Run:
@@ -191,8 +191,6 @@ def conclude(job: Job) -> None:
     floors = runfolder.read_json(job.folder / "floors.json")
     facts = {"floors": floors, "space_id": meta["space_id"], "seed": job.cfg["seed"], "step": meta["step"]}
     evaluation = job.bench.evaluation(found)
-    examine.write_results(job.folder, found, evaluation, facts)
-    written = report.write_report(job.folder, read_picture=examine.picture_reader(job.bench.sets))
+    results.write_results(job.folder, evaluation, facts, found=found, sets=job.bench.sets)
     runfolder.RunFolder(job.folder).mark("finished")
-    report.print_table({"trained": evaluation.metrics, **facts})
-    print(f"checkpoint  {checkpoint.locate(job.folder, 'last')}\nreport      {written}")
+    print(f"checkpoint  {checkpoint.locate(job.folder, 'last')}\nreport      {job.folder / 'report.html'}")

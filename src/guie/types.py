@@ -51,7 +51,7 @@ class Row:
 
 @dataclass
 class Batch:
-    """What a head may read. `images` (B,3,H,W) uint8 or float 0..255; `labels`, `domains`, `ids` (B,) int64."""
+    """What a head reads: `images` (B,3,H,W) uint8 or float 0..255; `labels`, `domains`, `ids` (B,) int64."""
 
     images: Tensor
     labels: Tensor

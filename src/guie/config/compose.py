@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -102,7 +103,7 @@ def checked(command: str, cfg: DictConfig) -> dict[str, Any]:
     """Return `cfg` as a plain dict after refusing every key and choice that no signature knows."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
-    schema = COMMANDS[command].__dataclass_fields__
+    schema = [field.name for field in dataclasses.fields(COMMANDS[command])]
     for key, value in plain.items():
         if key not in schema:
             raise UserError(unknown_key(str(key), schema))
@@ -118,7 +119,9 @@ def _check_node(where: str, value: Any) -> None:
         given = {key: item for key, item in value.items() if key != "_target_"}
         check_keys(target, given, where=where)
         for parameter in signature(target):
-            _check_value(f"{where}.{parameter.name}", given.get(parameter.name), choices(parameter.annotation))
+            _check_value(
+                f"{where}.{parameter.name}", given.get(parameter.name), choices(parameter.annotation)
+            )
     for key, item in value.items():
         _check_node(f"{where}.{key}", item)
 
@@ -131,7 +134,7 @@ def _check_value(name: str, value: Any, accepted: list[Any] | None) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """Return one line for an error of ours, Hydra's or OmegaConf's: the key, what it was, what is accepted."""
+    """Return one line for an error of ours, Hydra's or OmegaConf's: key, value, what is accepted."""
     if isinstance(error, UserError):
         return str(error)
     cause: BaseException | None = error
@@ -151,7 +154,9 @@ def _explain_key(error: Any) -> str:
     key = str(error.full_key)
     if "not in" in str(error):
         parent = getattr(error, "parent_node", None)
-        return unknown_key(key, [str(name) for name in parent if name != "_target_"] if parent is not None else [])
+        return unknown_key(
+            key, [str(name) for name in parent if name != "_target_"] if parent is not None else []
+        )
     if "???" in str(error) or "Missing mandatory value" in str(error):
         return f"{key}: a value is required"
     return f"{key}: {str(error).splitlines()[0]}"

@@ -18,7 +18,19 @@ from omegaconf import MISSING
 
 import guie.build as building
 
-GROUPS = ("dataset", "backbone", "pool", "neck", "head", "augment", "sampler", "optim", "trainer", "tracker", "hw")
+GROUPS = (
+    "dataset",
+    "backbone",
+    "pool",
+    "neck",
+    "head",
+    "augment",
+    "sampler",
+    "optim",
+    "trainer",
+    "tracker",
+    "hw",
+)
 PATH_KEYS = ("ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume")
 
 _SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}

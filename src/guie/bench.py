@@ -1,14 +1,12 @@
-"""An embedder on data sets: embed, evaluate, compare with floors, write what was found."""
+"""An embedder on data sets: embed, evaluate, compare with floors."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guie import checkpoint, embeddings
 from guie.data.bad_images import BadImages
 from guie.datasets.manifest import Manifest
 from guie.embed import Reader, embed
@@ -50,7 +48,7 @@ class Bench:
         return evaluate(found, self.protocol)
 
     def floors(self, untrained: Any | None) -> dict[str, dict]:
-        """Return metrics by floor: colour histogram, raw pixels, and the untrained or pre-trained backbone."""
+        """Return metrics by floor: colour histogram, raw pixels, the untrained or pre-trained backbone."""
         numbers = {}
         background = untrained.preprocess.background if untrained is not None else (255, 255, 255)
         for kind in FLOORS:
@@ -69,28 +67,3 @@ class Bench:
     def _progress(self, what: str) -> Callable[[int, int], None] | None:
         notice = self.notice
         return (lambda done, total: notice(what, done, total)) if notice else None
-
-
-def write_results(
-    folder: Path, found: Mapping[str, Embeddings], evaluation: Evaluation, facts: Mapping[str, Any]
-) -> None:
-    """Write embeddings/<set>, queries.parquet and, last and atomically, metrics.json with `facts` in it."""
-    for name, vectors in found.items():
-        embeddings.save(vectors, folder / "embeddings" / name)
-    evaluation.write_queries(folder / "queries.parquet")
-    numbers = {"trained": evaluation.metrics, **facts}
-    checkpoint.replace_file(folder / "metrics.json", (json.dumps(numbers, indent=1) + "\n").encode())
-
-
-def picture_reader(sets: Mapping[str, Manifest]) -> Callable[[str, str], bytes | None]:
-    """Return (set, file) -> the picture's bytes for the report's galleries, None where there is none."""
-    from guie.images import BadImage
-
-    def read(name: str, file: str) -> bytes | None:
-        path, _, entry = file.partition("#")
-        try:
-            return sets[name].picture(path, entry or None)
-        except (BadImage, OSError, KeyError):
-            return None
-
-    return read

@@ -1,0 +1,28 @@
+"""guie-eval: a run, a backbone alone or saved embeddings, on any data sets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from guie.config.compose import enter
+
+
+def run(cfg: dict[str, Any]) -> None:
+    """Evaluate as `cfg` says; without torch where the embeddings are saved already."""
+    from guie import evaluating
+    from guie.cli.console import Notices, speak
+
+    speak()
+    if cfg["embeddings"]:
+        evaluating.of_saved(cfg)
+    else:
+        evaluating.of_model(cfg, Notices())
+
+
+def main() -> None:
+    """Console entry point."""
+    enter("eval", run)
+
+
+if __name__ == "__main__":
+    main()
