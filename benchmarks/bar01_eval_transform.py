@@ -33,7 +33,7 @@ def peer(data: bytes) -> torch.Tensor:
 
 
 def ours_float(data: bytes) -> torch.Tensor:
-    return torch.addcmul(SHIFT, torch.from_numpy(resize.load(data, SPEC)), SCALE)
+    return torch.from_numpy(resize.load(data, SPEC)).float().mul_(SCALE).add_(SHIFT)
 
 
 def check(pictures: list[bytes]) -> None:

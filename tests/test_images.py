@@ -2,7 +2,9 @@
 
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -122,8 +124,17 @@ def test_a_small_png_of_many_pixels_is_refused_by_its_header(
     width: int, height: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "_decode_pillow", lambda *_: pytest.fail("pixels were decoded"))
-    with pytest.raises(BadImage, match="pixels"):
+    with pytest.raises(BadImage, match=f"header says {width} x {height} pixels; at most 89478485"):
         images.decode(png_header(width, height))
+
+
+def test_decoding_in_threads_leaves_the_warning_filters_alone() -> None:
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        decoded = list(pool.map(images.decode, [PNG, JPEG] * 100))
+    assert warnings.filters == before
+    for pixels, expected in zip(decoded[2:], decoded, strict=False):
+        np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

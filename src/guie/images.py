@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -28,6 +27,7 @@ MAX_PIXELS = 178_956_970 // 2
 
 # Formats with a decoder that needs no outside program (EPS would start Ghostscript).
 _PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION_TAG = 0x0112
 _SWAPS_SIDES = (5, 6, 7, 8)
 # libjpeg-turbo has vector code for these divisors only; others take longer than a full decode.
@@ -75,6 +75,9 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
     if data[:2] == b"\xff\xd8":
         jpeg = _read_jpeg(data)
         return _checked(jpeg.width, jpeg.height, "JPEG", jpeg.orientation, max_pixels)
+    if data.startswith(_PNG) and len(data) >= 24:  # before Pillow warns about the size by itself
+        width, height = struct.unpack_from(">II", data, 16)
+        _checked(width, height, "PNG", 1, max_pixels)
     with _pillow_picture(data) as picture:
         # Pillow turns a TIFF itself and states the size as shown.
         orientation = 1 if picture.format == "TIFF" else _orientation(_exif(picture, data))
@@ -232,21 +235,22 @@ def _scaled_box(box: Box, divisor: int, shown: tuple[int, int], orientation: int
 
 @contextmanager
 def _pillow_picture(data: bytes) -> Iterator[Image.Image]:
-    """Open with Pillow; whatever goes wrong inside, in opening or decoding, is a BadImage."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # size and oddities are judged here, not by warnings
-        try:
-            with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as picture:
-                yield picture
-        except BadImage:
-            raise
-        except Image.UnidentifiedImageError:
-            raise BadImage(f"not a picture: begins with {data[:12]!r}") from None
-        except Image.DecompressionBombError as error:
-            raise BadImage(f"too many pixels: {error}") from None
-        except Exception as error:  # on hostile bytes decoders raise nearly everything
-            reason = " ".join(str(error).split())
-            raise BadImage(f"{type(error).__name__}: {reason}") from None
+    """Open with Pillow; whatever goes wrong inside, in opening or decoding, is a BadImage.
+
+    Warnings are left alone: filtering them would change the state of all threads.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as picture:
+            yield picture
+    except BadImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise BadImage(f"not a picture: begins with {data[:12]!r}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(f"too many pixels: {error}") from None
+    except Exception as error:  # on hostile bytes decoders raise nearly everything
+        reason = " ".join(str(error).split())
+        raise BadImage(f"{type(error).__name__}: {reason}") from None
 
 
 def _decode_pillow(data: bytes, background: Colour) -> np.ndarray:
