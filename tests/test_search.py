@@ -11,6 +11,7 @@ def engine(request, monkeypatch):
     """Run a test with faiss and as on a machine without it."""
     if request.param == "faiss":
         pytest.importorskip("faiss")
+        monkeypatch.setattr(search, "WITHOUT_FAISS", 0)
     else:
         monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
 
@@ -68,6 +69,7 @@ def test_a_small_gallery_leaves_places_empty():
 
 def test_faiss_and_numpy_return_the_same_neighbours(monkeypatch):
     pytest.importorskip("faiss")
+    monkeypatch.setattr(search, "WITHOUT_FAISS", 0)
     r = np.random.default_rng(7)
     queries, gallery = (r.standard_normal((n, 16)).astype(np.float32) for n in (50, 3000))
     with_faiss = search.knn(queries, gallery, 20)

@@ -145,7 +145,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean of (Q,) per-query values."""
     means = _resampled_means(np.asarray(values, dtype=np.float64), samples, np.random.default_rng(seed))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    # Linear interpolation as in np.quantile, which (like np.unique) imports numpy.ma, a tenth of a second.
+    places = np.array([(1 - level) / 2, (1 + level) / 2]) * (samples - 1)
+    low, high = np.interp(places, np.arange(samples), np.sort(means))
     return float(low), float(high)
 
 
@@ -197,7 +199,9 @@ def _resampled_means(values: np.ndarray, samples: int, rng: np.random.Generator)
     Per-query metrics take few distinct values, and how often each is drawn is multinomial: the same
     distribution as drawing queries, at a cost that does not grow with their number.
     """
-    distinct, counts = np.unique(values, return_counts=True)
+    ordered = np.sort(values)
+    starts = np.flatnonzero(np.diff(ordered, prepend=-np.inf))
+    distinct, counts = ordered[starts], np.diff(starts, append=len(ordered))
     if len(distinct) * 8 <= len(values):
         return rng.multinomial(len(values), counts / len(values), size=samples) @ distinct / len(values)
     rows = max(1, 4_000_000 // len(values))

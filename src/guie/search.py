@@ -16,6 +16,9 @@ from guie.types import Ranking
 # faiss multiplies blocks of this many gallery rows at a time; its buffer is that wide.
 FAISS_BLOCK = 1024
 
+# Below this many scores numpy is done before faiss is imported.
+WITHOUT_FAISS = 6_000_000
+
 Tile = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -39,7 +42,8 @@ def knn(
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     # One more than asked shows whether the last place is tied, one more again stands in for the query itself.
     width = min(len(gallery), int(k) + 1 + (self_ids is not None))
-    search_tile = _faiss_tile if importlib.util.find_spec("faiss") else _numpy_tile
+    large = len(queries) * len(gallery) > WITHOUT_FAISS
+    search_tile = _faiss_tile if large and importlib.util.find_spec("faiss") else _numpy_tile
     rows = tile_rows(width, memory_mib)
     for start in range(0, len(queries) if width else 0, rows):
         tile = np.ascontiguousarray(queries[start : start + rows], dtype=np.float32)
