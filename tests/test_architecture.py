@@ -7,13 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from conftest import PROJECT
 
 SOURCE = PROJECT / "src" / "guie"
 HEAVY = ["torch", "torchvision", "timm", "open_clip", "albumentations", "pandas", "faiss", "sklearn", "scipy"]
 LIGHT = ["types", "errors", "build", "config.compose", "images", "resize", "metrics", "search", "evaluate"]
-LIGHT += ["report", "results", "evaluating", "floors", "embeddings", "datasets.manifest", "records.tfrecord", "records.pictures"]
+LIGHT += [
+    "report",
+    "results",
+    "evaluating",
+    "floors",
+    "embeddings",
+    "datasets.manifest",
+    "records.tfrecord",
+    "records.pictures",
+]
 
 
 def allowed() -> dict[str, set[str]]:

@@ -5,14 +5,14 @@ import pytest
 from guie.build import build, signature
 from guie.errors import UserError
 
-MODULE = '''
+MODULE = """
 raise RuntimeError("imported")
 
 class Thing:
-    def __init__(self, size: int, scale: float = 30.0, name: str | None = None, *, num_classes: int) -> None: ...
+    def __init__(self, size: int, scale: float = 30.0, name: str | None = None, *, num_classes: int): ...
 
 def make(path: str, shape: tuple[int, int] = (2, 3), *, data_root: str): ...
-'''
+"""
 
 
 @pytest.fixture
@@ -71,7 +71,10 @@ def test_nested_targets_are_built_with_the_same_facts(plugin):
     [
         ({"_target_": "fruit.Apple", "colur": "red"}, r"head\.colur: unknown key; did you mean 'colour'\?"),
         ({"_target_": "fruit.Apple"}, r"head\.colour: a value is required"),
-        ({"_target_": "fruit.Apple", "colour": "red", "num_seeds": 3}, r"head\.num_seeds: a fact of the data"),
+        (
+            {"_target_": "fruit.Apple", "colour": "red", "num_seeds": 3},
+            r"head\.num_seeds: a fact of",
+        ),
         ({"_target_": "fruit.Pear"}, r"'fruit\.Pear' cannot be loaded"),
         ({"_target_": "os.system", "command": "true"}, r"lives in 'os'; accepted: guie and packages"),
         ({"_target_": "guie.types.np.save"}, r"there is no module 'guie\.types\.np'"),

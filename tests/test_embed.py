@@ -187,7 +187,7 @@ def test_views_of_cached_pictures_are_those_of_the_batch_stage(manifest, tmp_pat
     from guie.types import Preprocess
 
     spec = Preprocess(size_px=(8, 8))
-    warp = Warp(preprocess=spec)
+    warp = Warp(preprocess=spec, num_steps=100)
     with pytest.raises(
         UserError, match=r"trainer\.cache_views: 2 by Warp without cached pictures; accepted: 1"
     ):

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from guie.build import build
 from guie.datasets.manifest import Manifest, concatenate
 from guie.errors import UserError
@@ -74,11 +72,13 @@ def loader(
     """Return the loader of training batches: sampler, augmentation, decoded-pixel cache where it is used."""
     from guie.data.loader import sampler_facts, train_loader
 
-    augment = build(cfg["augment"], where="augment", preprocess=preprocess)
-    turns = getattr(augment, "turns_as_classes", False)
-    facts = sampler_facts(rows, turns_as_classes=turns)
-    batch_size = cfg["trainer"]["batch_size"]
+    orientations = cfg["augment"].get("orientations", 1)
+    facts = sampler_facts(rows, orientations=orientations)
+    settings = build(cfg["trainer"], where="trainer")
+    batch_size = settings.batch_size
     sampler = build(cfg["sampler"], where="sampler", batch_size=batch_size, seed=cfg["seed"], **facts)
+    num_steps = settings.num_steps(sampler.steps_per_epoch)
+    augment = build(cfg["augment"], where="augment", preprocess=preprocess, num_steps=num_steps)
     return train_loader(
         rows,
         sampler,
@@ -88,7 +88,7 @@ def loader(
         cache_dir=cache_folder(cfg),
         bad_images=bad_images,
         progress=progress,
-        turns_as_classes=turns,
+        orientations=orientations,
         workers=workers(cfg, augment),
     )
 
@@ -109,10 +109,11 @@ def cache_folder(cfg: Mapping[str, Any]) -> Path:
 
 
 def class_names(rows: Manifest, num_classes: int) -> list[str]:
-    """Return the names of the head's classes; turned pictures that count as classes are named by quarter."""
-    turns = num_classes // max(1, rows.num_classes)
-    names = np.asarray(rows.label_names, dtype=object)
-    return list(names) if turns == 1 else [f"{name}@{90 * turn}" for name in names for turn in range(turns)]
+    """Return the names of the head's classes; orientations that count as classes are numbered."""
+    orientations = num_classes // max(1, rows.num_classes)
+    if orientations == 1:
+        return list(rows.label_names)
+    return [f"{name}@{orientation}" for name in rows.label_names for orientation in range(orientations)]
 
 
 def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:

@@ -28,8 +28,8 @@ from guie.data.draws import uniforms
 from guie.data.pixels import PixelCache
 from guie.data.sampling import Sampler, rank_slots
 from guie.datasets.manifest import Manifest
-from guie.embeddings import from_manifest
 from guie.durable import replace_file
+from guie.embeddings import from_manifest
 from guie.errors import UserError
 from guie.images import BadImage
 from guie.resize import load

@@ -18,7 +18,7 @@ from guie.build import build
 from guie.datasets.manifest import Manifest
 from guie.errors import UserError
 from guie.train.distributed import Hardware, World
-from guie.train.hooks import JsonLines
+from guie.train.hooks import JsonLines, LogLines
 from guie.train.loop import Run, Settings, Summary, Task, fit
 from guie.train.progress import progress
 
@@ -110,9 +110,13 @@ def _batches(
     if not settings.cache_features:
         return lambda first, last: loader.batches(first, last, here.rank, here.size)
     views = None
+    if getattr(loader.augment, "growth", None):
+        raise UserError("augment.growth: set with trainer.cache_features; accepted: one of the two")
     if settings.cache_views > 1:
         key = f"{cfg['augment']}"
-        views = embed.augmented_views(loader.augment, rows, settings.cache_views, cfg["seed"], key)
+        views = embed.augmented_views(
+            loader.augment, rows, settings.cache_views, cfg["seed"], key, loader.pixels
+        )
     embedder.to(here.device)
     cache = here.on_main_first(
         partial(
@@ -122,6 +126,7 @@ def _batches(
             assembly.cache_folder(cfg),
             embed.Reader(device=here.device, threads=cfg["hw"]["threads"]),
             views=views,
+            bad_images=loader.bad_images,
             progress=partial(notice, "frozen features"),
         )
     )
@@ -164,7 +169,8 @@ def _run(cfg: Mapping[str, Any], folder: Path, embedder: Any, start: str | None,
     hooks = []
     if here.is_main:
         tracker = build(cfg["tracker"], where="tracker", folder=str(folder))
-        hooks = [JsonLines(folder / "metrics.jsonl"), progress(), tracker]
+        steps = LogLines(logging.getLogger("guie.steps"))
+        hooks = [JsonLines(folder / "metrics.jsonl"), progress(), steps, tracker]
     return Run(
         store=checkpoint.Store(folder / "checkpoints", cfg["trainer"]["keep"]),
         hooks=hooks,

@@ -106,7 +106,7 @@ BLOCKED = """
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'torch', 'torchvision', 'timm', 'open_clip', 'albumentations', 'pandas', 'faiss'}:
+        if name.split('.')[0] in {'torch', 'torchvision', 'timm', 'open_clip', 'albumentations', 'faiss'}:
             raise SystemExit(f'{name} was imported')
 sys.meta_path.insert(0, Block())
 import runpy

@@ -17,10 +17,10 @@ from guie.types import Preprocess
 SPEC = Preprocess((16, 16))
 
 
-def make(manifest, tmp_path, augment=None, *, sampler=Shuffled, turns=False, max_share=0.5, **options):
-    facts = sampler_facts(manifest, turns_as_classes=turns)
+def make(manifest, tmp_path, augment=None, *, sampler=Shuffled, orientations=1, max_share=0.5, **options):
+    facts = sampler_facts(manifest, orientations=orientations)
     facts.pop("domain_names")
-    augment = augment or Warp(preprocess=SPEC)
+    augment = augment or Warp(preprocess=SPEC, num_steps=100)
     bad = BadImages(manifest, tmp_path / "run" / "bad_images.csv", max_share=max_share)
     return train_loader(
         manifest,
@@ -30,7 +30,7 @@ def make(manifest, tmp_path, augment=None, *, sampler=Shuffled, turns=False, max
         seed=5,
         cache_dir=tmp_path / "cache",
         bad_images=bad,
-        turns_as_classes=turns,
+        orientations=orientations,
         **options,
     )
 
@@ -46,7 +46,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize(
-    "augment", [Warp(preprocess=SPEC), CropFlip(preprocess=SPEC), Plain(preprocess=SPEC)]
+    "augment", [Warp(preprocess=SPEC, num_steps=100), CropFlip(preprocess=SPEC), Plain(preprocess=SPEC)]
 )
 def test_a_run_cut_in_two_shows_what_a_straight_one_shows(pictures, tmp_path, augment):
     loader = make(pictures, tmp_path, augment)
@@ -65,7 +65,7 @@ def test_labels_domains_and_ids_belong_to_the_pictures(pictures, tmp_path):
     assert (red - 10 * ids).abs().max() < 6
 
 
-@pytest.mark.parametrize("augment", [Warp(preprocess=SPEC), CropFlip(preprocess=SPEC)])
+@pytest.mark.parametrize("augment", [Warp(preprocess=SPEC, num_steps=100), CropFlip(preprocess=SPEC)])
 def test_two_ranks_or_two_pieces_show_the_batch_of_one(pictures, tmp_path, augment):
     loader = make(pictures, tmp_path, augment)
     whole = gathered(loader, 4, 5)
@@ -75,7 +75,7 @@ def test_two_ranks_or_two_pieces_show_the_batch_of_one(pictures, tmp_path, augme
     assert len(list(loader.batches(4, 5, 0, 1, 2))) == 2
 
 
-@pytest.mark.parametrize("augment", [Warp(preprocess=SPEC), CropFlip(preprocess=SPEC)])
+@pytest.mark.parametrize("augment", [Warp(preprocess=SPEC, num_steps=100), CropFlip(preprocess=SPEC)])
 def test_worker_processes_show_what_the_thread_shows(pictures, tmp_path, augment):
     alone = gathered(make(pictures, tmp_path, augment), 2, 6)
     assert same(alone, gathered(make(pictures, tmp_path, augment, workers=2), 2, 6))
@@ -95,7 +95,7 @@ def test_a_killed_worker_ends_the_run_instead_of_hanging_it(pictures, tmp_path):
 
 
 def test_turns_are_classes_of_their_own(pictures, tmp_path):
-    loader = make(pictures, tmp_path, Plain(preprocess=SPEC), turns=True)
+    loader = make(pictures, tmp_path, Plain(preprocess=SPEC), orientations=4)
     assert loader.num_classes == 24 and loader.steps_per_epoch == 12
     seen = gathered(loader, 0, 12)
     turns = seen["labels"] % 4
@@ -106,11 +106,21 @@ def test_turns_are_classes_of_their_own(pictures, tmp_path):
     assert torch.equal(green.argmin(dim=1), turns)
 
 
+def test_mirrored_orientations_are_classes_of_their_own_too(pictures, tmp_path):
+    loader = make(pictures, tmp_path, Plain(preprocess=SPEC), orientations=8)
+    seen = gathered(loader, 0, 24)
+    shown = list(zip(seen["ids"].tolist(), seen["images"], (seen["labels"] % 8).tolist(), strict=True))
+    plain = {i: image for i, image, orientation in shown if orientation == 0}
+    for i, image, orientation in shown:
+        expected = plain[i].flip(-1) if orientation >= 4 else plain[i]
+        assert torch.equal(image, torch.rot90(expected, orientation % 4, (1, 2)))
+
+
 def pictures_labels(manifest):
     return torch.from_numpy(manifest.labels)
 
 
-@pytest.mark.parametrize("augment", [Warp(preprocess=SPEC), CropFlip(preprocess=SPEC)])
+@pytest.mark.parametrize("augment", [Warp(preprocess=SPEC, num_steps=100), CropFlip(preprocess=SPEC)])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_pictures_are_replaced_by_the_next_of_their_class_and_listed(spoiled, tmp_path, augment, workers):
     loader = make(spoiled, tmp_path, augment, workers=workers)
@@ -156,7 +166,9 @@ def test_a_batch_stage_needs_cached_pictures(pictures):
     facts = sampler_facts(pictures)
     facts.pop("domain_names")
     with pytest.raises(UserError, match="augment: Warp works on cached pictures"):
-        Loader(pictures, Shuffled(**facts, batch_size=8, seed=0), Warp(preprocess=SPEC), seed=0)
+        Loader(
+            pictures, Shuffled(**facts, batch_size=8, seed=0), Warp(preprocess=SPEC, num_steps=100), seed=0
+        )
 
 
 def test_leaving_early_stops_the_thread(pictures, tmp_path):

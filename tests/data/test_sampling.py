@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from guie.data.draws import permutation, uniforms
-from guie.data.sampling import DomainWeighted, PerClass, Shuffled, quarter_turns, rank_slots
+from guie.data.sampling import DomainWeighted, PerClass, Shuffled, oriented, rank_slots
 from guie.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -41,6 +41,15 @@ def test_shuffled_shows_every_row_once_per_epoch_in_a_new_order():
     first, second = (np.concatenate([sampler.batch(e * 4 + s) for s in range(4)]) for e in range(2))
     assert sorted(first) == sorted(second) == list(range(48))
     assert (first != second).any()
+
+
+def test_shuffled_repeats_each_row_side_by_side_where_views_are_asked_for():
+    sampler = Shuffled(views=2, **facts(np.arange(48)))
+    rows = np.concatenate([sampler.batch(step) for step in range(sampler.steps_per_epoch)])
+    np.testing.assert_array_equal(rows[::2], rows[1::2])
+    assert sorted(rows[::2]) == list(range(48))
+    with pytest.raises(UserError, match=r"sampler.views: 5 in a batch of \d+; accepted: a divisor"):
+        Shuffled(views=5, **facts(np.arange(48)))
 
 
 def test_shuffled_fills_a_batch_larger_than_the_data():
@@ -165,8 +174,8 @@ def test_a_batch_that_does_not_divide_is_refused():
         rank_slots(10, 0, 4)
 
 
-def test_quarter_turns_make_four_classes_of_one():
-    np.testing.assert_array_equal(quarter_turns(np.array([2, 0])), [8, 9, 10, 11, 0, 1, 2, 3])
+def test_orientations_make_several_classes_of_one():
+    np.testing.assert_array_equal(oriented(np.array([2, 0]), 4), [8, 9, 10, 11, 0, 1, 2, 3])
 
 
 def test_permutation_is_a_permutation_and_changes_by_epoch():

@@ -16,7 +16,7 @@ def pictures(batch=12, side=16):
 
 
 def warped(images, step=0, **options):
-    warp = Warp(**{**STILL, **options}, preprocess=SPEC)
+    warp = Warp(**{**STILL, **options}, preprocess=SPEC, num_steps=100)
     return warp(images, warp.draws(7, step, np.arange(len(images))))
 
 
@@ -43,7 +43,7 @@ def test_quarter_turns_are_exact_turns_of_all_four_kinds():
 def test_a_crop_is_the_resized_part():
     # a ramp stays a ramp under any affine map: its slope is the crop's width, its start the crop's left edge
     ramp = torch.arange(64, dtype=torch.uint8).expand(40, 3, 64, 64).contiguous() * 2
-    warp = Warp(**{**STILL, "scale": (0.25, 0.25)}, preprocess=SPEC)
+    warp = Warp(**{**STILL, "scale": (0.25, 0.25)}, preprocess=SPEC, num_steps=100)
     u = warp.draws(3, 0, np.arange(40))
     made = warp(ramp, u)[:, 0, 8]
     step = made[:, 9] - made[:, 8]
@@ -54,7 +54,7 @@ def test_a_crop_is_the_resized_part():
 
 
 def test_crops_stay_inside_and_have_the_asked_area_and_aspect():
-    warp = Warp(scale=(0.2, 0.6), ratio=(0.5, 2.0), flip_p=0.0, preprocess=SPEC)
+    warp = Warp(scale=(0.2, 0.6), ratio=(0.5, 2.0), flip_p=0.0, preprocess=SPEC, num_steps=100)
     matrix = warp.matrix(warp.draws(1, 0, np.arange(5000)).float())
     wide, high = matrix[:, 0, 0], matrix[:, 1, 1]
     assert (wide * high).min() > 0.15 and (wide * high).max() < 0.601
@@ -67,7 +67,7 @@ def test_crops_stay_inside_and_have_the_asked_area_and_aspect():
 @pytest.mark.parametrize(("fill", "value"), [("black", 0.0), ("white", 255.0), ("grey", 127.5)])
 def test_zooming_out_shows_the_fill_around_the_picture(fill, value):
     images = torch.full((30, 3, 16, 16), 77, dtype=torch.uint8)
-    warp = Warp(**STILL, zoom_out=4.0, zoom_out_p=1.0, fill=fill, preprocess=SPEC)
+    warp = Warp(**STILL, zoom_out=4.0, zoom_out_p=1.0, fill=fill, preprocess=SPEC, num_steps=100)
     u = warp.draws(0, 0, np.arange(30))
     u[:, 10 - 1] = 1.0  # the draw of the factor: all the way
     made = warp(images, u)
@@ -84,7 +84,7 @@ def test_edge_fill_continues_the_picture_and_random_fill_is_one_colour_each():
 
 def test_colours_are_brightness_then_contrast_about_the_mean_grey_then_saturation():
     images = pictures(20, 32).double()
-    warp = Warp(brightness=0.4, contrast=0.5, saturation=0.6, colour_p=1.0, preprocess=SPEC)
+    warp = Warp(brightness=0.4, contrast=0.5, saturation=0.6, colour_p=1.0, preprocess=SPEC, num_steps=100)
     u = warp.draws(2, 0, np.arange(20))
     luma = torch.tensor([100.0]).expand(20)
     matrix, offset = warp.colour_matrix(u.float(), luma)
@@ -140,7 +140,14 @@ def test_cut_out_paints_a_grey_rectangle_of_at_most_the_asked_area():
 def test_every_choice_belongs_to_its_place_in_the_global_batch():
     images = pictures(16)
     warp = Warp(
-        rotate_degrees=30, zoom_out=1.5, zoom_out_p=0.5, hue=0.1, cutout=0.2, blur_p=0.5, preprocess=SPEC
+        rotate_degrees=30,
+        zoom_out=1.5,
+        zoom_out_p=0.5,
+        hue=0.1,
+        cutout=0.2,
+        blur_p=0.5,
+        preprocess=SPEC,
+        num_steps=100,
     )
     whole = warp(images, warp.draws(0, 5, np.arange(16)))
     half = warp(images[8:], warp.draws(0, 5, np.arange(8, 16)))
@@ -150,10 +157,18 @@ def test_every_choice_belongs_to_its_place_in_the_global_batch():
 
 
 def test_draws_are_those_of_the_draws_module():
-    warp = Warp(preprocess=SPEC)
+    warp = Warp(preprocess=SPEC, num_steps=100)
     np.testing.assert_array_equal(
-        warp.draws(1, 2, np.arange(3)).numpy(), uniforms(1, 2, np.arange(3), warp.num_draws)
+        warp.draws(1, 2, np.arange(3)).numpy()[:, :-1], uniforms(1, 2, np.arange(3), warp.num_draws)
     )
+
+
+def test_pictures_grow_with_the_share_of_training_and_end_at_the_nets_size():
+    warp = Warp(growth={8: 0.25, 12: 0.5}, preprocess=SPEC, num_steps=40)
+    sides = [
+        warp(pictures(2), warp.draws(0, step, np.arange(2))).shape[-1] for step in (0, 9, 10, 19, 20, 39)
+    ]
+    assert sides == [8, 8, 12, 12, SPEC.size_px[1], SPEC.size_px[1]]
 
 
 @pytest.mark.parametrize(
@@ -164,13 +179,14 @@ def test_draws_are_those_of_the_draws_module():
             r"augment.scale: \[0.8, 0.2\]; accepted: two numbers above 0, the smaller first",
         ),
         ({"flip_p": 1.5}, r"augment.flip_p: 1.5; accepted: 0 to 1"),
-        ({"fill": "pink"}, r"augment.fill: 'pink'; accepted: black, white, grey, random, edge"),
+        ({"fill": "pink"}, r"augment.fill: 'pink'; accepted: black, white, grey, random, mixed, edge"),
+        ({"growth": {48: 0.5, 40: 0.9}}, r"augment.growth: .*accepted: side: share of training, both rising"),
         ({"zoom_out": 0.5}, r"augment.zoom_out: 0.5; accepted: 1 or more"),
     ],
 )
 def test_mistakes_name_their_key(options, message):
     with pytest.raises(UserError, match=message):
-        Warp(**options, preprocess=SPEC)
+        Warp(**options, preprocess=SPEC, num_steps=100)
 
 
 def test_the_cache_holds_whole_pictures():

@@ -14,6 +14,7 @@ def speak() -> None:
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.addFilter(lambda record: record.name == "guie")  # steps have their bar; they go to log.txt
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False

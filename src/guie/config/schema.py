@@ -108,7 +108,7 @@ def register(folders: list[Path]) -> None:
     for group, name, target in targets(folders):
         node = node_of(target)
         if group == "dataset":
-            node = make_dataclass(name, [(name, node, field(default_factory=node))])
+            node = {name: node}  # a dict: several data sets stand side by side
         store.store(group=group, name=f"_{name}", node=node)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,8 +44,8 @@ class CropFlip:
 
     `scale`, `ratio`: area share and aspect of the crop. `extra`: albumentations stages by class name, each
     with its arguments, in order, on the crop: `{ColorJitter: {p: 0.8}, CoarseDropout: {}}`; every stage's
-    choices are seeded by (seed, step, slot). `turns_as_classes`: the loader shows every picture in four
-    quarter turns, each a class of its own.
+    choices are seeded by (seed, step, slot). `orientations`: 4 shows every picture in its quarter
+    turns, 8 mirrored too, each a class of its own.
 
     Raises:
         UserError: a range that is upside down, or a stage or argument that albumentations refuses.
@@ -60,7 +60,7 @@ class CropFlip:
         ratio: tuple[float, float] = (0.75, 1.3333),
         flip_p: float = 0.5,
         extra: dict[str, Any] | None = None,
-        turns_as_classes: bool = False,
+        orientations: Literal[1, 4, 8] = 1,
         *,
         preprocess: Preprocess,
     ):
@@ -70,7 +70,7 @@ class CropFlip:
                     f"augment.{key}: {[low, high]}; accepted: two numbers above 0, the smaller first"
                 )
         self.scale, self.ratio, self.flip_p, self.preprocess = scale, ratio, flip_p, preprocess
-        self.turns_as_classes = turns_as_classes
+        self.orientations = orientations
         self.extra = _pipeline(extra) if extra else None
 
     def draws(self, seed: int, step: int, slots: np.ndarray) -> np.ndarray:

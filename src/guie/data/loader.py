@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from guie.data.bad_images import BadImages
 from guie.data.pixels import PixelCache, open_pixels
-from guie.data.sampling import Sampler, quarter_turns, rank_slots
+from guie.data.sampling import Sampler, oriented, rank_slots
 from guie.data.warp import cached_preprocess
 from guie.datasets.manifest import Manifest
 from guie.errors import UserError
@@ -34,14 +34,15 @@ class Piece(NamedTuple):
     failures: list[tuple[int, str]]
 
 
-def sampler_facts(manifest: Manifest, *, turns_as_classes: bool = False) -> dict[str, Any]:
+def sampler_facts(manifest: Manifest, *, orientations: int = 1) -> dict[str, Any]:
     """Return what a sampler must know of the rows: labels, domains (N,) and domain_names.
 
-    With `turns_as_classes` there are 4N rows: 4i+q is row i turned by q quarters, class 4*label+q.
+    With `orientations` 4 or 8 there are as many times N rows: row 8i+o is picture i turned by o % 4 quarters
+    and, from o = 4 on, mirrored first; its class is 8*label+o.
     """
     labels, domains = manifest.labels, manifest.domains
-    if turns_as_classes:
-        labels, domains = quarter_turns(labels), np.repeat(domains, 4)
+    if orientations > 1:
+        labels, domains = oriented(labels, orientations), np.repeat(domains, orientations)
     return {"labels": labels, "domains": domains, "domain_names": manifest.domain_names}
 
 
@@ -51,7 +52,7 @@ class Loader:
     `augment` is a sample stage (bytes -> picture) or a batch stage (`Warp`), which needs `pixels`.
     `workers=0` prepares `prefetch` pieces ahead in one thread; more are processes that make whole pieces,
     and a killed one ends the run with an error, it does not hang. `device`: where a batch stage computes.
-    `turns_as_classes`: the sampler was given `sampler_facts(turns_as_classes=True)`.
+    `orientations`: the one the sampler was given in `sampler_facts`.
     """
 
     def __init__(  # noqa: PLR0913  (options of one thing, most by name)
@@ -63,7 +64,7 @@ class Loader:
         seed: int,
         pixels: PixelCache | None = None,
         bad_images: BadImages | None = None,
-        turns_as_classes: bool = False,
+        orientations: int = 1,
         workers: int = 0,
         prefetch: int = 2,
         timeout_s: float = 300.0,
@@ -73,14 +74,15 @@ class Loader:
             raise UserError(
                 f"augment: {type(augment).__name__} works on cached pictures; accepted: pixels=PixelCache"
             )
-        self.sampler, self.augment, self.turns_as_classes = sampler, augment, turns_as_classes
+        self.sampler, self.augment = sampler, augment
         self.workers, self.prefetch, self.timeout_s = workers, prefetch, timeout_s
         self.device = torch.device(device)
         self.bad_images = BadImages(manifest) if bad_images is None else bad_images
         for row, reason in (pixels.bad if pixels else {}).items():
             self.bad_images.add(row, reason)
-        self.num_classes = manifest.num_classes * (4 if turns_as_classes else 1)
-        self._rows = _Rows(manifest, augment, pixels, seed, turns_as_classes)
+        self.pixels = pixels
+        self.num_classes = manifest.num_classes * orientations
+        self._rows = _Rows(manifest, augment, pixels, seed, orientations)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -168,17 +170,17 @@ class _Rows:
     """Rows and a place in the global batch -> pictures; bad ones replaced."""
 
     def __init__(
-        self, manifest: Manifest, augment: Any, pixels: PixelCache | None, seed: int, turns_as_classes: bool
+        self, manifest: Manifest, augment: Any, pixels: PixelCache | None, seed: int, orientations: int
     ):
         self.manifest, self.augment, self.seed = manifest, augment, seed
         self.pixels = pixels if augment.stage == "batch" else None
-        self.turns = 4 if turns_as_classes else 1
+        self.orientations = orientations
         self.labels, self.domains = manifest.labels, manifest.domains
         self.known_bad: dict[int, str] = dict(pixels.bad) if pixels else {}
 
     def piece(self, chosen: np.ndarray, step: int, slots: np.ndarray) -> Piece:
         """Return the piece of virtual rows `chosen` (B,) at `slots` (B,) of the global batch of `step`."""
-        rows, turns = np.divmod(chosen, self.turns)
+        rows, orientation = np.divmod(chosen, self.orientations)
         draws = self.augment.draws(self.seed, step, slots)
         failures: list[tuple[int, str]] = []
         if self.pixels is not None:
@@ -191,9 +193,9 @@ class _Rows:
                 np.stack([image for _, image in read]),
                 None,
             )
-        if self.turns > 1:
-            images = _turned(images, turns)
-        labels = self.labels[rows] * self.turns + turns
+        if self.orientations > 1:
+            images = _oriented(images, orientation)
+        labels = self.labels[rows] * self.orientations + orientation
         numbers = [torch.from_numpy(column) for column in (labels, self.domains[rows], rows)]
         return Piece(torch.from_numpy(images), numbers[0], numbers[1], numbers[2], draws, failures)
 
@@ -241,14 +243,15 @@ def _single_thread() -> ThreadPoolExecutor:
     return pool
 
 
-def _turned(images: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """Turn each picture (B,3,S,S) by its number of quarters."""
+def _oriented(images: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+    """Mirror each picture (B,3,S,S) whose orientation is 4 or more, then turn it by the rest in quarters."""
     if images.shape[2] != images.shape[3]:
-        raise UserError(f"turns_as_classes: pictures of {images.shape[2:]} pixels; accepted: square ones")
-    turned = images.copy()
+        raise UserError(f"augment.orientations: pictures of {images.shape[2:]} pixels; accepted: square ones")
+    mirrored = np.where((orientation >= 4)[:, None, None, None], images[..., ::-1], images)
+    turned = mirrored.copy()
     for quarter in (1, 2, 3):
-        chosen = turns == quarter
-        turned[chosen] = np.rot90(images[chosen], quarter, axes=(2, 3))
+        chosen = orientation % 4 == quarter
+        turned[chosen] = np.rot90(mirrored[chosen], quarter, axes=(2, 3))
     return turned
 
 

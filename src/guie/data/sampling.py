@@ -28,13 +28,22 @@ class Sampler(Protocol):
 class Shuffled:
     """Every row once per epoch in a new order; the rows that do not fill a last batch wait for another epoch.
 
-    With fewer rows than `batch_size` the order is repeated within the batch.
+    With fewer rows than a batch holds the order is repeated within the batch. `views`: each row stands
+    so many times in its batch, side by side, each time augmented anew: for losses that compare pictures.
+
+    Raises:
+        UserError: `views` does not divide the batch.
+
     """
 
-    def __init__(self, *, labels: np.ndarray, domains: np.ndarray, batch_size: int, seed: int):
+    def __init__(
+        self, views: int = 1, *, labels: np.ndarray, domains: np.ndarray, batch_size: int, seed: int
+    ):
         _positive(batch_size, labels)
-        self.num_rows, self.batch_size, self.seed = len(labels), batch_size, seed
-        self.steps_per_epoch = max(1, len(labels) // batch_size)
+        if views < 1 or batch_size % views:
+            raise UserError(f"sampler.views: {views} in a batch of {batch_size}; accepted: a divisor of it")
+        self.num_rows, self.batch_size, self.seed, self.views = len(labels), batch_size, seed, views
+        self.steps_per_epoch = max(1, len(labels) * views // batch_size)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def batch(self, step: int) -> np.ndarray:
@@ -42,7 +51,8 @@ class Shuffled:
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:  # only a memory of the last answer: the order is a function of the epoch
             order = permutation(self.seed, epoch, self.num_rows)
-            self._epoch, self._order = epoch, np.resize(order, max(self.num_rows, self.batch_size))
+            order = np.repeat(order, self.views)
+            self._epoch, self._order = epoch, np.resize(order, max(len(order), self.batch_size))
         return self._order[place * self.batch_size : (place + 1) * self.batch_size]
 
 
@@ -205,9 +215,9 @@ def rank_slots(batch_size: int, rank: int = 0, world: int = 1, accumulate: int =
     return np.arange(batch_size, dtype=np.int64).reshape(accumulate, world, -1)[:, rank]
 
 
-def quarter_turns(ids: np.ndarray) -> np.ndarray:
-    """Return class ids (4N,) for pictures in four rotations: row 4i+q is picture i turned q times."""
-    return (np.asarray(ids)[:, None] * 4 + np.arange(4)).reshape(-1)
+def oriented(ids: np.ndarray, orientations: int) -> np.ndarray:
+    """Return class ids (N * orientations,): row i * orientations + o is picture i in orientation o."""
+    return (np.asarray(ids)[:, None] * orientations + np.arange(orientations)).reshape(-1)
 
 
 def _shares(

@@ -14,14 +14,14 @@ from guie.data.draws import uniforms
 from guie.errors import UserError
 from guie.types import Crop, Preprocess
 
-Fill = Literal["black", "white", "grey", "random", "edge"]
-_FILLS = {"black": 0.0, "white": 255.0, "grey": 127.5, "random": 0.0, "edge": 0.0}
+Fill = Literal["black", "white", "grey", "random", "mixed", "edge"]
+_FILLS = {"black": 0.0, "white": 255.0, "grey": 127.5, "random": 0.0, "mixed": 0.0, "edge": 0.0}
 _LUMA = (0.299, 0.587, 0.114)
 # the place of each choice in a picture's row of draws: never reorder, or old runs do not resume
 _NAMES = (
     "area ratio x y flip vflip rotate_on rotate zoom_on zoom shear fill_r fill_g fill_b "
     "colour_on brightness contrast saturation hue grey invert blur_on blur "
-    "cut_on cut_area cut_ratio cut_x cut_y"
+    "cut_on cut_area cut_ratio cut_x cut_y fill_kind"
 ).split()
 _PLACE = {name: place for place, name in enumerate(_NAMES)}
 
@@ -32,11 +32,13 @@ class Warp:
     `scale`, `ratio`: area share and aspect of the crop (Szegedy et al. 2015, as in random resized crop).
     `rotate_degrees`: turns within +-this, with probability `rotate_p`; `quarter_turns_p`: instead by a
     random multiple of 90 degrees. `zoom_out`: with `zoom_out_p` the picture shrinks by up to this factor,
-    the rest shows `fill`. `brightness`, `contrast`, `saturation`: factor within 1 +- this; `hue`: turn of
+    the rest shows `fill` (`mixed`: black half of the times, else white, grey or a random colour).
+    `brightness`, `contrast`, `saturation`: factor within 1 +- this; `hue`: turn of
     the colour circle within +- this share; all with `colour_p`. `cutout`: largest area share of a grey
     rectangle. `cached_px`: side of the cached pictures the crops are taken from (null: the net's size).
-    `turns_as_classes`: the loader shows every picture in four quarter turns, each a class of its own
-    (strong on characters).
+    `orientations`: 4 shows every picture in its quarter turns, 8 mirrored too, each a class of its own
+    (strong on characters). `growth`: side in pixels -> share of training up to which pictures have it, as
+    `{40: 0.4, 48: 0.75}`; then the net's own size (progressive resizing: most steps cost less).
 
     Raises:
         UserError: a range that is upside down or a probability outside 0..1.
@@ -58,7 +60,7 @@ class Warp:
         zoom_out: float = 1.0,
         zoom_out_p: float = 0.0,
         shear: float = 0.0,
-        fill: Literal["black", "white", "grey", "random", "edge"] = "edge",
+        fill: Literal["black", "white", "grey", "random", "mixed", "edge"] = "edge",
         colour_p: float = 0.8,
         brightness: float = 0.25,
         contrast: float = 0.25,
@@ -70,13 +72,16 @@ class Warp:
         cutout: float = 0.0,
         cutout_p: float = 0.5,
         cached_px: int | None = None,
-        turns_as_classes: bool = False,
+        orientations: Literal[1, 4, 8] = 1,
+        growth: dict[int, float] | None = None,
         *,
         preprocess: Preprocess,
+        num_steps: int,
     ):
+        self.growth = _growth(growth or {}, num_steps)
         self.size_px = preprocess.size_px
         self.cached_px = cached_px or max(preprocess.size_px)
-        self.turns_as_classes = turns_as_classes
+        self.orientations = orientations
         self.scale, self.ratio = _range("scale", scale), _range("ratio", ratio)
         self.flip_p, self.vflip_p = _share("flip_p", flip_p), _share("vflip_p", vflip_p)
         self.rotate, self.rotate_p = math.radians(rotate_degrees), _share("rotate_p", rotate_p)
@@ -94,11 +99,16 @@ class Warp:
             raise UserError(f"augment.zoom_out: {zoom_out}; accepted: 1 or more")
 
     def draws(self, seed: int, step: int, slots: np.ndarray) -> Tensor:
-        """Return the draws (B,num_draws) float64 of these positions in the global batch of a step."""
-        return torch.from_numpy(uniforms(seed, step, slots, self.num_draws))
+        """Return the draws of these positions in the global batch of a step, and the side of its pictures.
+
+        (B,num_draws + 1) float64; the last column is the side in pixels, 0 for the net's own.
+        """
+        side = next((side for side, until in self.growth if step < until), 0)
+        u = uniforms(seed, step, slots, self.num_draws)
+        return torch.from_numpy(np.hstack([u, np.full((len(slots), 1), float(side))]))
 
     def __call__(self, images: Tensor, u: Tensor) -> Tensor:
-        """Return (B,3,h,w) float32 in 0..255 from images (B,3,S,S) uint8 and draws u (B,num_draws)."""
+        """Return (B,3,h,w) float32 in 0..255 from images (B,3,S,S) uint8 and what `draws` gave."""
         with torch.no_grad():
             u = u.to(images.device, torch.float32)
             fill = self._fill_colour(u)
@@ -107,16 +117,22 @@ class Warp:
             return self._cut(self._blur(coloured, u), u)
 
     def _fill_colour(self, u: Tensor) -> Tensor:
+        colour = 255 * torch.stack([_u(u, "fill_r"), _u(u, "fill_g"), _u(u, "fill_b")], dim=1)
         if self.fill == "random":
-            return 255 * torch.stack([_u(u, "fill_r"), _u(u, "fill_g"), _u(u, "fill_b")], dim=1)
+            return colour
+        if self.fill == "mixed":
+            kind = _u(u, "fill_kind")[:, None]
+            plain = torch.where(kind < 0.5, 0.0, torch.where(kind < 0.65, 255.0, 127.5))
+            return torch.where(kind < 0.8, plain.expand_as(colour), colour)
         return torch.full((len(u), 3), _FILLS[self.fill], device=u.device)
 
     def _resample(self, images: Tensor, fill: Tensor, u: Tensor) -> Tensor:
         """Sample pictures with the fill colour taken off: `zeros` padding then shows it outside."""
         edge = self.fill == "edge"
         pixels = images.float() if edge else images - fill[:, :, None, None]
-        shape = (len(images), 3, *self.size_px)
-        grid = F.affine_grid(self.matrix(u), list(shape), align_corners=False)
+        side = int(u[0, -1])
+        shape = [len(images), 3, *((side, side) if side else self.size_px)]
+        grid = F.affine_grid(self.matrix(u), shape, align_corners=False)
         return F.grid_sample(pixels, grid, "bilinear", "border" if edge else "zeros", align_corners=False)
 
     def matrix(self, u: Tensor) -> Tensor:
@@ -192,6 +208,15 @@ class Warp:
         down = _stretch(high, (area / aspect).sqrt(), _u(u, "cut_y"))
         hidden = down[:, None, :, None] & across[:, None, None, :]
         return images.masked_fill_(hidden, 127.5)
+
+
+def _growth(plan: dict[int, float], num_steps: int) -> list[tuple[int, float]]:
+    """Return (side, the step it ends before), rising in both."""
+    rising = [(int(side), float(share)) for side, share in plan.items()]
+    shares = [share for _, share in rising]
+    if rising != sorted(rising) or shares != sorted(shares) or any(not 0 < share <= 1 for share in shares):
+        raise UserError(f"augment.growth: {plan}; accepted: side: share of training, both rising, as 40: 0.4")
+    return [(side, share * num_steps) for side, share in rising]
 
 
 def cached_preprocess(preprocess: Preprocess, cached_px: int) -> Preprocess:

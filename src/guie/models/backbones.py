@@ -30,7 +30,8 @@ class Timm(nn.Module):
 
     `pretrained`: true for the hub's weights of `name`, a local .safetensors/.pth/.pt file, or false.
     `stages`: maps after these stages (timm's `out_indices`), each pooled, concatenated; null: the last map.
-    `crop`: null for the model's own evaluation rule. `options` are further arguments of `timm.create_model`
+    `crop`: null for the model's own evaluation rule; `background` shows through transparent pictures
+    (128 where white drawings would vanish on white). `options` are further arguments of `timm.create_model`
     (`output_stride: 16`, `drop_rate: 0.1`).
 
     `forward` takes normalised pictures (B, 3, H, W) and returns, by `kind`, a map (B, C, H, W), tokens
@@ -38,7 +39,7 @@ class Timm(nn.Module):
     pooling (SigLIP); a list of maps with `stages`. `out_dim` is C, summed over stages.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (the keys of configs/backbone)
         self,
         name: str = "resnet50",
         pretrained: bool | str | None = True,
@@ -46,6 +47,7 @@ class Timm(nn.Module):
         stages: list[int] | None = None,
         drop_path: float = 0.0,
         crop: Literal["stretch", "center", "pad"] | None = None,
+        background: tuple[int, int, int] = (255, 255, 255),
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -59,7 +61,8 @@ class Timm(nn.Module):
         is_tokens = hasattr(self.model, "num_prefix_tokens") and not stages
         self.kind: Kind = "vector" if pools_itself and not stages else "tokens" if is_tokens else "map"
         self._channels_last = "NHWC" in str(getattr(self.model, "output_fmt", ""))
-        self.preprocess = _timm_preprocess(self.model, image_px, crop)
+        spec = _timm_preprocess(self.model, image_px, crop)
+        self.preprocess = replace(spec, background=(background[0], background[1], background[2]))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Return map, tokens or vector (see the class)."""

@@ -57,7 +57,10 @@ class BNLinear(nn.Module):
 
 
 class FCBN(nn.Module):
-    """Dropout, linear layer, batch norm: the neck of the landmark systems."""
+    """Dropout, linear layer, batch norm: the neck of the landmark systems.
+
+    `norm_input` adds a batch norm before them, for features of several stages whose scales differ.
+    """
 
     def __init__(
         self,
@@ -66,18 +69,20 @@ class FCBN(nn.Module):
         bias: bool = True,
         affine: bool = True,
         eps: float = 1e-5,
+        norm_input: bool = False,
         *,
         in_dim: int,
     ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
+        self.norm_input = nn.BatchNorm1d(in_dim, eps=eps) if norm_input else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.linear = _linear(in_dim, embed_dim, bias)
         self.norm = nn.BatchNorm1d(embed_dim, affine=affine, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, D)."""
-        return self.norm(self.linear(self.dropout(x)))
+        return self.norm(self.linear(self.dropout(self.norm_input(x))))
 
 
 def _linear(in_dim: int, embed_dim: int, bias: bool) -> nn.Linear:
