@@ -77,6 +77,13 @@ def test_paths_survive_the_command_line(argument, rewritten):
     assert rewrite(argument) == rewritten
 
 
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_several_data_sets_stand_side_by_side(command):
+    cfg = composed(command, ["dataset=[toy,folder]", "dataset.folder.root=x", "dataset.toy.views=5"])
+    assert list(cfg["dataset"]) == ["toy", "folder"]
+    assert cfg["dataset"]["folder"]["root"] == "x" and cfg["dataset"]["toy"]["views"] == 5
+
+
 def test_a_home_folder_is_expanded():
     assert rewrite("run_dir=~/x") == f"run_dir='{os.path.expanduser('~')}/x'"
 
@@ -96,7 +103,7 @@ def test_annotations_become_enforced_types():
 def test_a_users_own_folder_of_presets_is_read(tmp_path):
     (tmp_path / "optim").mkdir()
     (tmp_path / "optim" / "mine.yaml").write_text(
-        "defaults: [_mine, _self_]\n_target_: guie.train.optim.SGD\nlr: 0.123\n"
+        "defaults: [_mine, _self_]\n_target_: guie.train.optim.sgd\nlr: 0.123\n"
     )
     done = console("train", f"--config-dir={tmp_path}", "optim=mine", "--cfg", "job")
     assert "lr: 0.123" in done.stdout, done.stderr

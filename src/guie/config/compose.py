@@ -143,7 +143,7 @@ def explain(error: BaseException) -> str:
     if cause is not None and getattr(cause, "full_key", None):
         return _explain_key(cause)
     text = " ".join(str(error).split())
-    missing = re.match(r"(?:In '.*?': )?Could not find '(.*?)/(.*?)'", text)
+    missing = re.match(r"(?:In '.*?': )?Could not (?:find|load) '(.*?)/(.*?)'", text)
     if missing:
         group, name = missing.groups()
         return f"{group}: there is no '{name}'; accepted: {', '.join(_names(group))}"

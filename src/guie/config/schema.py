@@ -106,7 +106,7 @@ def register(folders: list[Path]) -> None:
     for name, schema in COMMANDS.items():
         store.store(name=f"_{name}", node=schema)
     for group, name, target in targets(folders):
-        node = node_of(target)
+        node: Any = node_of(target)
         if group == "dataset":
             node = {name: node}  # a dict: several data sets stand side by side
         store.store(group=group, name=f"_{name}", node=node)
