@@ -145,8 +145,14 @@ def untrained_embedder(cfg: Mapping[str, Any]) -> Any:
     return embedder({**cfg, "neck": {"_target_": "guie.models.necks.Identity"}})
 
 
-def bench(cfg: Mapping[str, Any], sets: Mapping[str, Manifest], device: Any, notice: Any = None) -> Any:
-    """Return how to measure on `sets`."""
+def bench(
+    cfg: Mapping[str, Any],
+    sets: Mapping[str, Manifest],
+    device: Any,
+    notice: Any = None,
+    listed_in: Path | None = None,
+) -> Any:
+    """Return how to measure on `sets`; bad pictures are listed in the folder `listed_in`."""
     from guie.bench import Bench
     from guie.embed import Reader
     from guie.evaluate import Protocol
@@ -154,4 +160,4 @@ def bench(cfg: Mapping[str, Any], sets: Mapping[str, Manifest], device: Any, not
     threads = cfg["hw"]["threads"] if "hw" in cfg else cfg["threads"]
     reader = Reader(batch_size=cfg.get("batch_size", 128), threads=threads, device=device)
     protocol = Protocol(memory_mib=cfg["memory_mib"])
-    return Bench(sets, reader, protocol, cfg["bad_images"], cfg["max_bad_share"], notice)
+    return Bench(sets, reader, protocol, cfg["bad_images"], cfg["max_bad_share"], notice, listed_in)

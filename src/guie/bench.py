@@ -21,7 +21,8 @@ Notice = Callable[[str, int, int], None]
 class Bench:
     """What is measured on, and how: manifests by name, the reader, the protocol, the policy on bad pictures.
 
-    `notice(what, done, total)` is told how far it is.
+    `notice(what, done, total)` is told how far it is. Pictures that cannot be used are listed in the folder
+    `listed_in`: in bad_images.csv, of several sets in bad_images_<set>.csv.
     """
 
     sets: Mapping[str, Manifest]
@@ -30,13 +31,13 @@ class Bench:
     policy: str = "skip"
     max_bad_share: float = 0.01
     notice: Notice | None = None
+    listed_in: Path | None = None
 
     def embeddings(self, embedder: Any, folder: Path | None = None) -> dict[str, Embeddings]:
         """Return the embeddings of every set; with `folder` an interrupted job is continued from there."""
         found = {}
         for name, manifest in self.sets.items():
-            listed = folder / "bad_images.csv" if folder else None
-            bad = BadImages(manifest, listed, self.policy, self.max_bad_share)  # type: ignore[arg-type]
+            bad = BadImages(manifest, self._list_of(name), self.policy, self.max_bad_share)  # type: ignore[arg-type]
             progress = self._progress(f"embedding {name}")
             found[name] = embed(
                 embedder, manifest, self.reader, bad_images=bad, folder=folder, progress=progress
@@ -59,6 +60,10 @@ class Bench:
             self._tell("floor backbone")
             numbers["backbone"] = self.evaluation(self.embeddings(untrained)).metrics
         return numbers
+
+    def _list_of(self, name: str) -> Path | None:
+        listed = "bad_images.csv" if len(self.sets) == 1 else f"bad_images_{name}.csv"
+        return self.listed_in / listed if self.listed_in else None
 
     def _tell(self, what: str) -> None:
         if self.notice:

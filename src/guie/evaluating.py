@@ -6,13 +6,15 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guie import embeddings, results
-from guie.datasets.manifest import Manifest
 from guie.errors import UserError
 from guie.evaluate import Protocol, evaluate
 from guie.types import Embeddings
+
+if TYPE_CHECKING:  # pyarrow.compute costs saved embeddings more than their evaluation
+    from guie.datasets.manifest import Manifest
 
 log = logging.getLogger("guie")
 
@@ -67,9 +69,9 @@ def of_model(cfg: Mapping[str, Any], notice: Any) -> None:
         trained = meta["config"]
     nodes = cfg["dataset"] or (trained or {}).get("eval_on", {})
     sets = assembly.evaluation_rows(available(nodes, cfg))
-    bench = assembly.bench(cfg, sets, device, notice)
     out = Path(cfg["out"]).expanduser() if cfg["out"] else folder / "eval" / "+".join(sets)
     out.mkdir(parents=True, exist_ok=True)
+    bench = assembly.bench(cfg, sets, device, notice, listed_in=out)
     found = bench.embeddings(embedder.to(device), out)
     untrained = assembly.untrained_embedder(trained).to(device) if trained and cfg["floors"] else None
     floors = bench.floors(untrained) if cfg["floors"] else {}

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guie import embeddings, report
-from guie.datasets.manifest import Manifest
 from guie.durable import replace_file
 from guie.evaluate import Evaluation
 from guie.types import Embeddings
+
+if TYPE_CHECKING:
+    from guie.datasets.manifest import Manifest
 
 
 def write_results(

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from guie import assembly, checkpoint, embed, results, runfolder
 from guie.bench import Bench
@@ -23,6 +23,13 @@ from guie.train.loop import Run, Settings, Summary, Task, fit
 from guie.train.progress import progress
 
 log = logging.getLogger("guie")
+
+
+class Data(NamedTuple):
+    """What is trained on, and by name what is evaluated on."""
+
+    rows: Manifest
+    asked: Mapping[str, Manifest]
 
 
 @dataclass
@@ -58,14 +65,27 @@ def open_folder(stack: ExitStack, path: Path, cfg: Mapping[str, Any]) -> str | N
     return str(folder.start) if folder.start else None
 
 
-def prepare(cfg: Mapping[str, Any], folder: Path, start: str | None, here: World, notice: Any) -> Job:
-    """Return the job: data checked, floors measured (once), embedder and head built, weights loaded."""
+def open_data(cfg: Mapping[str, Any], here: World) -> Data:
+    """Return the rows to train and to evaluate on.
+
+    Comes before the run folder is made, so that a mistake leaves none behind; settings are checked, too.
+    """
+    build(cfg["trainer"], where="trainer").check()
+    if cfg["ckpt"]:
+        checkpoint.locate(Path(cfg["ckpt"]).expanduser(), "last")
     # The main process makes what is cached (drawn pictures, Arrow copies); then all read it.
     data = here.on_main(partial(assembly.manifests, cfg["dataset"], cfg["data_root"]))
     eval_sets = here.on_main(partial(assembly.manifests, cfg["eval_on"], cfg["data_root"], key="eval_on"))
-    rows, asked = assembly.training_rows(data), assembly.evaluation_rows(eval_sets)
-    settings, hardware = build(cfg["trainer"], where="trainer").check(), build(cfg["hw"], where="hw")
-    bench = assembly.bench(cfg, asked, here.device, notice)
+    return Data(assembly.training_rows(data), assembly.evaluation_rows(eval_sets))
+
+
+def prepare(
+    cfg: Mapping[str, Any], data: Data, folder: Path, start: str | None, here: World, notice: Any
+) -> Job:
+    """Return the job: floors measured (once), embedder and head built, weights loaded."""
+    rows, asked = data
+    settings, hardware = build(cfg["trainer"], where="trainer"), build(cfg["hw"], where="hw")
+    bench = assembly.bench(cfg, asked, here.device, notice, listed_in=folder)
     here.on_main(lambda: _measure_floors(cfg, folder, bench, here))
     embedder = assembly.embedder(cfg)
     if cfg["ckpt"]:

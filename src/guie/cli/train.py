@@ -19,9 +19,10 @@ def run(cfg: dict[str, Any]) -> None:
     speak()
     with ExitStack() as stack:
         here = stack.enter_context(world(cfg["device"]))
+        data = training.open_data(cfg, here)
         folder = here.on_main(lambda: str(training.choose_folder(cfg)))
         start = here.on_main(lambda: training.open_folder(stack, Path(folder), cfg))
-        job = training.prepare(cfg, Path(folder), start, here, Notices())
+        job = training.prepare(cfg, data, Path(folder), start, here, Notices())
         summary = training.fit_job(job)
         if summary.exit_code == 0:
             here.on_main(lambda: training.conclude(job))

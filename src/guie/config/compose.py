@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import hydra
+import yaml
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,13 +39,12 @@ def enter(command: str, run: Callable[[dict[str, Any]], None]) -> None:
     def job(cfg: DictConfig) -> None:
         run(checked(command, cfg))
 
-    decorated = hydra.main(version_base=None, config_path=str(directory()), config_name=command)(job)
     try:
         register([directory(), *_own_folders(sys.argv[1:])])
         if {"--help", "-h"} & set(sys.argv[1:]):
-            _print_help(decorated)
+            print(help_text(command, [word for word in sys.argv[1:] if not word.startswith("-")]))
         else:
-            decorated()
+            hydra.main(version_base=None, config_path=str(directory()), config_name=command)(job)()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("GUIE_DEBUG"):
             traceback.print_exc()
@@ -53,14 +52,26 @@ def enter(command: str, run: Callable[[dict[str, Any]], None]) -> None:
         sys.exit(2)
 
 
-def _print_help(decorated: Callable[[], None]) -> None:
-    """Print Hydra's help without the nodes that `register` made (`_arcface`): nobody chooses those."""
-    held = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(held):
-            decorated()
-    finally:
-        print(re.sub(r"(?<=[ :])_\w+, ", "", held.getvalue()), end="")
+def help_text(command: str, overrides: list[str]) -> str:
+    """Return what `--help` prints: usage, the choices of each group, every key with its value.
+
+    Hydra's own help lists the nodes that `register` made, too, and copies every config once per group (2 s).
+    """
+    template = yaml.safe_load((directory() / f"{command}.yaml").read_text())
+    groups = {str(name).removeprefix("optional ").split("@")[0] for name in _group_defaults(template)}
+    listed = [f"{group}: {', '.join(_names(group))}" for group in sorted(groups)]
+    if command == "train":
+        listed.append(f"+exp: {', '.join(_names('exp'))}")
+    with hydra.initialize_config_dir(str(directory()), version_base=None):
+        shown = OmegaConf.to_yaml(hydra.compose(command, overrides))
+    return Template(template["hydra"]["help"]["template"]).substitute(
+        APP_CONFIG_GROUPS="\n".join(listed), CONFIG=shown
+    )
+
+
+def _group_defaults(template: Mapping[str, Any]) -> list[str]:
+    entries = [next(iter(entry)) for entry in template["defaults"] if isinstance(entry, Mapping)]
+    return [entry for entry in entries if not entry.startswith("override")]
 
 
 def composed(command: str, overrides: list[str], folders: list[Path] | None = None) -> dict[str, Any]:
