@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
 
+PROJECT = Path(__file__).resolve().parent.parent
 SOURCE = PROJECT / "src" / "guie"
 HEAVY = ["torch", "torchvision", "timm", "open_clip", "albumentations", "pandas", "faiss", "sklearn", "scipy"]
 LIGHT = ["types", "errors", "build", "config.compose", "images", "resize", "metrics", "search", "evaluate"]
