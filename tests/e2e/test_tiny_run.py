@@ -9,11 +9,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from commands import loaded, metrics, run, sha256
 
-from guie import embeddings
+from guie import checkpoint, embeddings
 from guie.errors import UserError
 from guie.images import decode
+from guie.runfolder import flat
 
 TOLERANCE = 1e-5
 
@@ -65,6 +67,14 @@ def test_every_file_of_a_checkpoint_has_its_hash_in_the_manifest(tiny_run):
         assert "embedder.safetensors" in listed
         for name, facts in listed.items():
             assert sha256(folder / name) == facts["sha256"]
+
+
+def test_the_config_keeps_its_order_in_a_checkpoint(tiny_run):
+    """The order of data sets and of augmentations is part of what they mean."""
+    saved = checkpoint.read(checkpoint.locate(tiny_run.folder, "last"), parts=()).meta["config"]
+    asked = yaml.safe_load((tiny_run.folder / "config.yaml").read_text())
+    assert list(flat(saved)) == list(flat(asked))
+    assert list(flat(saved)) != sorted(flat(saved))
 
 
 def test_a_flipped_bit_in_the_weights_is_refused_and_the_earlier_checkpoint_offered(tiny_run, tmp_path):
