@@ -103,9 +103,9 @@ def test_per_class_shows_all_images_of_a_class_equally_often():
     assert (shown == 5).all()
 
 
-def test_per_class_not_balanced_follows_the_class_sizes():
+def test_per_class_by_power_1_follows_the_class_sizes():
     labels = np.repeat(np.arange(40), [40] * 20 + [4] * 20)
-    sampler = PerClass(k=2, balanced=False, **facts(labels, batch_size=4))
+    sampler = PerClass(k=2, power=1.0, **facts(labels, batch_size=4))
     visits = np.bincount(np.concatenate([labels[sampler.batch(s)][::2] for s in range(1500)]), minlength=40)
     assert 7 < visits[:20].sum() / visits[20:].sum() < 13
 

@@ -32,6 +32,7 @@ GROUPS = (
     "hw",
 )
 PATH_KEYS = ("ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume")
+PATH_KEYS += ("path", "pattern")
 
 _SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
 

@@ -59,10 +59,10 @@ class Shuffled:
 class PerClass:
     """P classes x K images, a class's K images side by side (the batch of metric learning).
 
-    `balanced`: classes go round, each once before any comes again, no class twice in a batch; so over any
+    `power` 0: classes go round, each once before any comes again, no class twice in a batch; so over any
     stretch every class is visited as often as any other, give or take one (with fewer than 3P classes the
-    remainder of a round is left out, another one each time). Not balanced: a class is the likelier the more
-    images it has. A class's images go round in the same way; with fewer than K it repeats them. An epoch
+    remainder of a round is left out, another one each time). Above 0 a class is drawn by its number of images
+    to that power: 1 as the pictures are, 0.5 tempered. A class's images go round in the same way; with fewer than K it repeats them. An epoch
     is as many steps as there are rows to fill.
 
     Raises:
@@ -73,7 +73,7 @@ class PerClass:
     def __init__(
         self,
         k: int = 4,
-        balanced: bool = True,
+        power: float = 0.0,
         *,
         labels: np.ndarray,
         domains: np.ndarray,
@@ -85,7 +85,7 @@ class PerClass:
             raise UserError(
                 f"sampler.k: {k} images per class in a batch of {batch_size}; accepted: a divisor of it"
             )
-        self.k, self.balanced, self.batch_size, self.seed = k, balanced, batch_size, seed
+        self.k, self.power, self.batch_size, self.seed = k, power, batch_size, seed
         self._rows, self._starts = _grouped(labels)
         self.num_classes, self.classes_per_batch = len(self._starts) - 1, batch_size // k
         if self.classes_per_batch > self.num_classes:
@@ -99,10 +99,10 @@ class PerClass:
 
     def batch(self, step: int) -> np.ndarray:
         """Return the rows of the global batch, (batch_size,) int64."""
-        visits = self._balanced(step) if self.balanced else self._by_size(step)
+        visits = self._by_size(step) if self.power else self._in_turn(step)
         return np.concatenate([self._images(chosen, visit) for chosen, visit in visits])
 
-    def _balanced(self, step: int) -> list[tuple[int, int]]:
+    def _in_turn(self, step: int) -> list[tuple[int, int]]:
         """Return the P (class, number of its visit) of a step."""
         size = self.classes_per_batch
         per_round = self.num_classes if self.num_classes >= 3 * size else self.num_classes // size * size
@@ -130,9 +130,9 @@ class PerClass:
         return order
 
     def _by_size(self, step: int) -> list[tuple[int, int]]:
-        """Return P distinct classes with weights by size (Gumbel top-P; Yellott 1977), visit = step."""
+        """Return P distinct classes with weights size^power (Gumbel top-P; Yellott 1977), visit = step."""
         draws = uniforms(self.seed, step, np.arange(self.num_classes), 1)[:, 0]
-        keys = np.log(np.diff(self._starts)) - np.log(-np.log(np.clip(draws, 1e-300, 1 - 1e-16)))
+        keys = self.power * np.log(np.diff(self._starts)) - np.log(-np.log(np.clip(draws, 1e-300, 1 - 1e-16)))
         return [(int(chosen), step) for chosen in np.argsort(-keys)[: self.classes_per_batch]]
 
     def _images(self, chosen: int, visit: int) -> np.ndarray:
