@@ -92,6 +92,7 @@ def embed(
             path = folder / f"vectors-{_hash(space, manifest.fingerprint())}.npy"
             vectors = np.array(_filled(path, shape, np.float32, job, lambda images: embedder(images).z))
             path.unlink()
+            _lock_of(path).unlink(missing_ok=True)  # this folder has one writer, the one that holds its run
     rows = np.flatnonzero(np.isfinite(vectors).all(axis=1))
     return from_manifest(vectors[rows], manifest, rows=rows, space_id=space)
 
@@ -270,10 +271,14 @@ def _exact(manifest: Manifest, embedder: Any) -> Callable[[int, int], np.ndarray
 def _filled(path: Path, shape: tuple[int, int], dtype: type, job: _Job, forward: Forward) -> np.ndarray:
     """Return the complete array at `path`, mapped; make it, or go on making it, where it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    with FileLock(_lock_of(path)):
         if not path.exists():
             _make(path, shape, dtype, job, forward)
     return np.load(path, mmap_mode="r")
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def _make(path: Path, shape: tuple[int, int], dtype: type, job: _Job, forward: Forward) -> None:

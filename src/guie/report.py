@@ -187,10 +187,11 @@ def _title(key: str) -> str:
 
 
 def _share(value: float | None) -> str:
-    """Return .612 for 0.612, 1.000 for 1, and a dash for nothing."""
+    """Return .612 for 0.612, 1.00 for 1 (the same width), and a dash for nothing."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:.3f}".removeprefix("0") if 0 <= value < 1 else f"{value:.3f}"
+    shown = f"{value:.3f}"
+    return shown.removeprefix("0") if shown.startswith("0") else shown[:4]
 
 
 def _charts(numbers: Mapping, history: list[dict]) -> list[dict]:

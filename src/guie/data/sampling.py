@@ -62,8 +62,8 @@ class PerClass:
     `power` 0: classes go round, each once before any comes again, no class twice in a batch; so over any
     stretch every class is visited as often as any other, give or take one (with fewer than 3P classes the
     remainder of a round is left out, another one each time). Above 0 a class is drawn by its number of images
-    to that power: 1 as the pictures are, 0.5 tempered. A class's images go round in the same way; with fewer than K it repeats them. An epoch
-    is as many steps as there are rows to fill.
+    to that power: 1 as the pictures are, 0.5 tempered. A class's images go round in the same way; with
+    fewer than K it repeats them. An epoch is as many steps as there are rows to fill.
 
     Raises:
         UserError: K does not divide the batch, or the batch needs more classes than there are.
