@@ -8,7 +8,7 @@ from torch import nn
 
 from guie import checkpoint
 from guie.errors import UserError
-from guie.train.distributed import World, pick_device, precision
+from guie.train.distributed import World, cpu_has_bf16, pick_device, precision
 from guie.train.synced_bn import SyncedBatchNorm, synchronise
 
 
@@ -97,5 +97,16 @@ def test_devices_and_precisions_are_named():
     assert precision("bf16", torch.device("cpu")) is torch.bfloat16
     with pytest.raises(UserError, match="device: 'tpu'; accepted: auto, cpu, cuda"):
         pick_device("tpu")
-    with pytest.raises(UserError, match=r"hw\.precision: 'fp8'; accepted: auto, fp32"):
+    with pytest.raises(UserError, match=r"hw\.precision: 'fp8'; accepted: auto, native, fp32"):
         precision("fp8", torch.device("cpu"))
+
+
+def test_native_precision_asks_the_processor(tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text("flags : fpu avx2 avx512_bf16 sse\n")
+    assert cpu_has_bf16(info)
+    info.write_text("flags : fpu avx2 sse\n")
+    assert not cpu_has_bf16(info)
+    assert not cpu_has_bf16(tmp_path / "absent")
+    assert precision("auto", torch.device("cpu")) is None
+    assert precision("native", torch.device("cpu")) is (torch.bfloat16 if cpu_has_bf16() else None)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -22,11 +23,12 @@ T = TypeVar("T")
 class Hardware:
     """How the arithmetic is done. Config group `hw`.
 
-    `precision` auto is bf16 on a GPU that has it, else fp32. `workers` decode pictures (None: one per core
+    `precision` auto is bf16 on a GPU that has it, else fp32; native is bf16 also on a processor that multiplies
+    it itself (AVX-512 bf16, AMX: twice as fast as fp32, where emulation would be slower). `workers` decode pictures (None: one per core
     that is left). `threads` are torch's on the CPU (None: torch's own choice).
     """
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "native", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = False
     compile: bool = False
     tf32: bool = True
@@ -127,14 +129,24 @@ def pick_device(device: str, local_rank: int = 0) -> torch.device:
 
 
 def precision(wanted: str, device: torch.device) -> torch.dtype | None:
-    """Return the autocast type meant by auto, fp32, bf16 or fp16; None is full precision."""
-    if wanted == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_bf16 else None
+    """Return the autocast type meant by auto, native, fp32, bf16 or fp16; None is full precision."""
+    if wanted in ("auto", "native"):
+        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        on_cpu = wanted == "native" and device.type == "cpu" and cpu_has_bf16()
+        return torch.bfloat16 if on_gpu or on_cpu else None
     accepted = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
     if wanted not in accepted:
-        raise UserError(f"hw.precision: '{wanted}'; accepted: auto, {', '.join(accepted)}")
+        raise UserError(f"hw.precision: '{wanted}'; accepted: auto, native, {', '.join(accepted)}")
     return accepted[wanted]
+
+
+def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether the processor says (on Linux) that it multiplies bf16 itself."""
+    try:
+        words = set(cpuinfo.read_text().split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16"})
 
 
 def replicate(module: nn.Module, here: World, static: bool = True) -> nn.Module:
