@@ -23,9 +23,10 @@ T = TypeVar("T")
 class Hardware:
     """How the arithmetic is done. Config group `hw`.
 
-    `precision` auto is bf16 on a GPU that has it, else fp32; native is bf16 also on a processor that multiplies
-    it itself (AVX-512 bf16, AMX: twice as fast as fp32, where emulation would be slower). `workers` decode pictures (None: one per core
-    that is left). `threads` are torch's on the CPU (None: torch's own choice).
+    `precision` auto is bf16 on a GPU that has it, else fp32; native is bf16 also on a processor that
+    multiplies it itself (AVX-512 bf16, AMX: twice as fast as fp32, where emulation would be slower).
+    `workers` decode pictures (None: one per core that is left). `threads` are torch's on the CPU (None:
+    torch's own choice).
     """
 
     precision: Literal["auto", "native", "fp32", "bf16", "fp16"] = "auto"
