@@ -31,8 +31,8 @@ GROUPS = (
     "tracker",
     "hw",
 )
-PATH_KEYS = ("ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume")
-PATH_KEYS += ("path", "pattern")
+PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
+PATH_KEYS |= {"path", "pattern"}
 
 _SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
 
