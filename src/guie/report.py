@@ -273,8 +273,8 @@ def _x_ticks(series: Mapping[str, list], log_x: bool) -> Iterable[tuple[float, s
     xs = sorted({x for points in series.values() for x, _ in points})
     if log_x:
         return [(x, "middle") for x in xs]
-    middle = xs[len(xs) // 2]
-    return [(xs[0], "start"), (middle, "middle"), (xs[-1], "end")]
+    middle = [(xs[len(xs) // 2], "middle")] if len(xs) > 2 else []
+    return [(xs[0], "start"), *middle, (xs[-1], "end")]
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -24,15 +24,16 @@ class Notices:
     """Tells how far a long job is: rewritten in place on a terminal, now and then a line elsewhere."""
 
     def __init__(self, every_s: float = 10.0) -> None:
-        self._every_s, self._what, self._began, self._told = every_s, "", 0.0, 0.0
+        self._every_s, self._what, self._done, self._began, self._told = every_s, "", 0, 0.0, 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Say that `done` of `total` of `what` is done; total 0 means only that it begins."""
         now = time.monotonic()
-        if what != self._what:
+        if what != self._what or done < self._done:  # another job, or the same one again
             self._what, self._began, self._told = what, now, now
             if total == 0:
                 log.info("%s", what)
+        self._done = done
         live = sys.stderr.isatty()
         if total and (live or now - self._told >= self._every_s):
             self._told = now
