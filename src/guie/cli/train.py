@@ -26,7 +26,8 @@ def run(cfg: dict[str, Any]) -> None:
         summary = training.fit_job(job)
         if summary.exit_code == 0:
             here.on_main(lambda: training.conclude(job))
-    sys.exit(summary.exit_code)
+    if summary.exit_code:  # otherwise return: under --multirun the next job follows
+        sys.exit(summary.exit_code)
 
 
 def main() -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,7 +39,11 @@ def enter(command: str, run: Callable[[dict[str, Any]], None]) -> None:
     sys.argv[1:] = [rewrite(argument) for argument in sys.argv[1:]]
 
     def job(cfg: DictConfig) -> None:
-        run(checked(command, cfg))
+        plain = checked(command, cfg)
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode == RunMode.MULTIRUN and "run_dir" in plain and plain["run_dir"] is None:
+            plain["run_dir"] = hydra_config.runtime.output_dir  # one folder per job of the sweep
+        run(plain)
 
     try:
         register([directory(), *_own_folders(sys.argv[1:])])
