@@ -110,10 +110,20 @@ def test_per_class_by_power_1_follows_the_class_sizes():
     assert 7 < visits[:20].sum() / visits[20:].sum() < 13
 
 
+def test_per_class_shows_each_image_as_often_as_views_say():
+    labels = np.repeat(np.arange(6), 8)
+    sampler = PerClass(k=2, views=3, **facts(labels))
+    rows = sampler.batch(4).reshape(2, 2, 3)  # classes, images, views
+    assert (rows == rows[:, :, :1]).all()
+    assert len(np.unique(rows)) == 4
+    assert (labels[rows] == labels[rows[:, :1, :1]]).all()
+    assert sampler.steps_per_epoch == 12
+
+
 def test_per_class_says_what_it_cannot_do():
     labels = np.repeat(np.arange(2), 9)
     with pytest.raises(
-        UserError, match=r"sampler.k: 5 images per class in a batch of 12; accepted: a divisor"
+        UserError, match=r"sampler.k: 5 images per class, views 1, in a batch of 12; accepted: k x views a"
     ):
         PerClass(k=5, **facts(labels))
     with pytest.raises(UserError, match=r"needs 3 classes, there are 2; accepted: a batch up to 8"):

@@ -97,6 +97,16 @@ def test_supcon_equals_a_loop():
     torch.testing.assert_close(torch.autograd.grad(loss, raw), torch.autograd.grad(expected, raw))
 
 
+def test_supcon_by_id_takes_only_views_of_the_same_picture_for_positives():
+    raw, labels = random_case()
+    views = torch.arange(len(labels)) // 2
+    by_id, by_label = batch_of(labels), batch_of(views)
+    by_id.ids = views
+    expected = SupCon(0.2)(output_of(raw), by_label).total
+    assert SupCon(0.2, by="id")(output_of(raw), by_id).total == expected
+    assert SupCon(0.2)(output_of(raw), by_id).total != expected
+
+
 def test_multi_similarity_with_mining_equals_a_loop():
     raw, labels = random_case()
     z, expected = torch.nn.functional.normalize(raw, dim=1), 0.0

@@ -63,7 +63,8 @@ class PerClass:
     stretch every class is visited as often as any other, give or take one (with fewer than 3P classes the
     remainder of a round is left out, another one each time). Above 0 a class is drawn by its number of images
     to that power: 1 as the pictures are, 0.5 tempered. A class's images go round in the same way; with
-    fewer than K it repeats them. An epoch is as many steps as there are rows to fill.
+    fewer than K it repeats them. `views`: each image stands so many times in its batch, augmented anew (then
+    P x K x views). An epoch is as many steps as there are rows to fill, views counted.
 
     Raises:
         UserError: K does not divide the batch, or the batch needs more classes than there are.
@@ -74,6 +75,7 @@ class PerClass:
         self,
         k: int = 4,
         power: float = 0.0,
+        views: int = 1,
         *,
         labels: np.ndarray,
         domains: np.ndarray,
@@ -81,26 +83,29 @@ class PerClass:
         seed: int,
     ):
         _positive(batch_size, labels)
-        if k < 1 or batch_size % k:
+        if k < 1 or views < 1 or batch_size % (k * views):
             raise UserError(
-                f"sampler.k: {k} images per class in a batch of {batch_size}; accepted: a divisor of it"
+                f"sampler.k: {k} images per class, views {views}, in a batch of {batch_size}; "
+                "accepted: k x views a divisor of it"
             )
-        self.k, self.power, self.batch_size, self.seed = k, power, batch_size, seed
+        self.k, self.power, self.views = k, power, views
+        self.batch_size, self.seed = batch_size, seed
         self._rows, self._starts = _grouped(labels)
-        self.num_classes, self.classes_per_batch = len(self._starts) - 1, batch_size // k
+        self.num_classes, self.classes_per_batch = len(self._starts) - 1, batch_size // (k * views)
         if self.classes_per_batch > self.num_classes:
             raise UserError(
                 f"sampler.k: a batch of {batch_size} with {k} images per class needs "
                 f"{self.classes_per_batch} classes, there are {self.num_classes}; "
                 f"accepted: a batch up to {self.num_classes * k}, or a larger k"
             )
-        self.steps_per_epoch = max(1, round(len(labels) / batch_size))
+        self.steps_per_epoch = max(1, round(len(labels) * views / batch_size))
         self._rounds: dict[int, np.ndarray] = {}
 
     def batch(self, step: int) -> np.ndarray:
         """Return the rows of the global batch, (batch_size,) int64."""
         visits = self._by_size(step) if self.power else self._in_turn(step)
-        return np.concatenate([self._images(chosen, visit) for chosen, visit in visits])
+        rows = np.concatenate([self._images(chosen, visit) for chosen, visit in visits])
+        return np.repeat(rows, self.views)
 
     def _in_turn(self, step: int) -> list[tuple[int, int]]:
         """Return the P (class, number of its visit) of a step."""

@@ -7,6 +7,8 @@ mean equals one process with the whole batch. Ranks must hold equally many pictu
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, distributed, nn
 
@@ -15,10 +17,16 @@ from guie.types import Batch, Loss, Output
 
 
 class SupCon(nn.Module):
-    """Supervised contrastive loss (Khosla et al., NeurIPS 2020, eq. 2), mean over those with a positive."""
+    """Supervised contrastive loss (Khosla et al., NeurIPS 2020, eq. 2), mean over those with a positive.
 
-    def __init__(self, temperature: float = 0.1) -> None:
+    `by="id"` takes for positives the views of the same picture instead of the same class: with a sampler's
+    `views` this is the instance loss (NT-Xent, Chen et al., ICML 2020). It keeps what tells pictures of one
+    class apart, as copies of a picture need.
+    """
+
+    def __init__(self, temperature: float = 0.1, by: Literal["label", "id"] = "label") -> None:
         super().__init__()
+        self.by = by
         if not temperature > 0:
             raise UserError(f"head.temperature: {temperature} received; accepted: above 0 (0.1 is usual)")
         self.temperature = temperature
@@ -26,7 +34,7 @@ class SupCon(nn.Module):
     def forward(self, output: Output, batch: Batch) -> Loss:
         """Return the loss on `Output.z`; logs `loss` and `positive_cosine`."""
         with torch.autocast(output.z.device.type, enabled=False):
-            cosines, positive = _pairs(output, batch)
+            cosines, positive = _pairs(output, batch.labels if self.by == "label" else batch.ids)
             self_masked = (cosines / self.temperature).fill_diagonal_(-torch.inf)
             log_share = self_masked - self_masked.logsumexp(1, keepdim=True)
             count = positive.sum(1)
@@ -51,7 +59,7 @@ class MultiSimilarity(nn.Module):
     def forward(self, output: Output, batch: Batch) -> Loss:
         """Return the loss on `Output.z`; logs `loss` and `positive_cosine`."""
         with torch.autocast(output.z.device.type, enabled=False):
-            cosines, positive = _pairs(output, batch)
+            cosines, positive = _pairs(output, batch.labels)
             kept, negative = self._mined(cosines.detach(), positive)
             pull = _log_one_plus_sum(self.alpha * (self.base - cosines), kept) / self.alpha
             push = _log_one_plus_sum(self.beta * (cosines - self.base), negative) / self.beta
@@ -69,10 +77,10 @@ class MultiSimilarity(nn.Module):
         return hard_positive, negative & (cosines + self.epsilon > weakest)
 
 
-def _pairs(output: Output, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return cosines (B, B) of all ranks' pictures and which pairs share a label, oneself excluded."""
+def _pairs(output: Output, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cosines (B, B) of all ranks' pictures and which pairs share a label (B,), oneself excluded."""
     z = output.z.float() if output.z.dtype in (torch.float16, torch.bfloat16) else output.z
-    labels = batch.labels
+    labels = labels.to(z.device)
     if _ranks() > 1:
         z, labels = _gathered(z, labels)
     positive = (labels[:, None] == labels[None, :]).fill_diagonal_(False)
