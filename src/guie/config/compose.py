@@ -38,12 +38,13 @@ def enter(command: str, run: Callable[[dict[str, Any]], None]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = [rewrite(argument) for argument in sys.argv[1:]]
 
+    refused: list[UserError] = []
+
     def job(cfg: DictConfig) -> None:
-        plain = checked(command, cfg)
-        hydra_config = HydraConfig.get()
-        if hydra_config.mode == RunMode.MULTIRUN and "run_dir" in plain and plain["run_dir"] is None:
-            plain["run_dir"] = hydra_config.runtime.output_dir  # one folder per job of the sweep
-        run(plain)
+        try:
+            run(_with_own_folder(checked(command, cfg)))
+        except UserError as error:
+            refused.append(error)  # raised when Hydra is done: it would print two lines of its own
 
     try:
         register([directory(), *_own_folders(sys.argv[1:])])
@@ -51,11 +52,21 @@ def enter(command: str, run: Callable[[dict[str, Any]], None]) -> None:
             print(help_text(command, [word for word in sys.argv[1:] if not word.startswith("-")]))
         else:
             hydra.main(version_base=None, config_path=str(directory()), config_name=command)(job)()
+        if refused:
+            raise refused[0]
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("GUIE_DEBUG"):
             traceback.print_exc()
         print(f"guie-{command}: {explain(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _with_own_folder(plain: dict[str, Any]) -> dict[str, Any]:
+    """Give a job of a sweep its own run folder."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN and "run_dir" in plain and plain["run_dir"] is None:
+        return {**plain, "run_dir": hydra_config.runtime.output_dir}
+    return plain
 
 
 def help_text(command: str, overrides: list[str]) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from guie.errors import UserError
+from guie.models.trim import Trim
 from guie.models.weights import build_with_weights, check_complete, checked_file, is_file_name
 from guie.types import Crop, Preprocess
 
@@ -31,7 +32,8 @@ class Timm(nn.Module):
     `pretrained`: true for the hub's weights of `name`, a local .safetensors/.pth/.pt file, or false.
     `stages`: maps after these stages (timm's `out_indices`), each pooled, concatenated; null: the last map.
     `crop`: null for the model's own evaluation rule; `background` shows through transparent pictures
-    (128 where white drawings would vanish on white). `options` are further arguments of `timm.create_model`
+    (128 where white drawings would vanish on white). `trim` cuts away plain margins (`Trim`).
+    `options` are further arguments of `timm.create_model`
     (`output_stride: 16`, `drop_rate: 0.1`).
 
     `forward` takes normalised pictures (B, 3, H, W) and returns, by `kind`, a map (B, C, H, W), tokens
@@ -48,9 +50,11 @@ class Timm(nn.Module):
         drop_path: float = 0.0,
         crop: Literal["stretch", "center", "pad"] | None = None,
         background: tuple[int, int, int] = (255, 255, 255),
+        trim: bool = False,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.trim = Trim() if trim else nn.Identity()
         arguments = _timm_arguments(name, pretrained, image_px, drop_path)
         arguments |= {"features_only": True, "out_indices": tuple(stages)} if stages else _NO_CLASSIFIER
         self.model: Any = _timm_model(name, pretrained, {**arguments, **(options or {})})
@@ -66,6 +70,7 @@ class Timm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Return map, tokens or vector (see the class)."""
+        x = self.trim(x)
         if self.stages:
             maps = self.model(x)
             return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last else list(maps)
