@@ -203,7 +203,10 @@ def _run(cfg: Mapping[str, Any], folder: Path, embedder: Any, start: str | None,
 
 def fit_job(job: Job) -> Summary:
     """Train; an interrupted run keeps a checkpoint of its last step."""
+    wall, cpu = time.monotonic(), time.process_time()
     summary = fit(job.task, job.settings, job.hardware, job.here, job.run)
+    if job.here.is_main:
+        log.info("trained for %.0f s, %.0f CPU s", time.monotonic() - wall, time.process_time() - cpu)
     if summary.signal and job.here.is_main:
         log.info("stopped at step %d of %d; continue with resume=auto", summary.step, summary.steps)
     return summary
