@@ -28,7 +28,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from guie.durable import replace_file, sync_folder, write_durably
+from guie.durable import replace_file, sync, write_durably
 from guie.errors import UserError
 from guie.types import Preprocess
 
@@ -123,7 +123,7 @@ def _write_files(folder: Path, state: State) -> None:
     files["manifest.json"] = _json_bytes({"files": listed, "format": FORMAT})
     for name, data in files.items():
         write_durably(folder / name, data)
-    sync_folder(folder)
+    sync(folder)
 
 
 def _move_into_place(temporary: Path, final: Path) -> None:
@@ -131,7 +131,7 @@ def _move_into_place(temporary: Path, final: Path) -> None:
     if final.exists():
         final.rename(aside)
     temporary.rename(final)
-    sync_folder(final.parent)
+    sync(final.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from guie.durable import sync
 from guie.errors import UserError
 
 FORMATS = ("torchscript",)
@@ -78,16 +79,8 @@ def staging(target: Path) -> Iterator[Path]:
 
 def move_in_place(source: Path, target: Path) -> None:
     """Make `source` durable, then give it its name in one step: a reader sees the old file or the new one."""
-    _fsync(source)
+    sync(source)
     os.replace(source, target)
     # Some file systems cannot open or sync a folder; the rename is atomic there all the same.
     with suppress(OSError):
-        _fsync(target.parent)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(target.parent)
