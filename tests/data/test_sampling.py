@@ -126,8 +126,13 @@ def test_per_class_says_what_it_cannot_do():
         UserError, match=r"sampler.k: 5 images per class, views 1, in a batch of 12; accepted: k x views a"
     ):
         PerClass(k=5, **facts(labels))
-    with pytest.raises(UserError, match=r"needs 3 classes, there are 2; accepted: a batch up to 8"):
-        PerClass(k=4, **facts(labels))
+
+
+def test_per_class_takes_more_images_where_classes_are_few():
+    labels = np.repeat(np.arange(2), 9)
+    sampler = PerClass(k=4, **facts(labels))
+    assert (sampler.k, sampler.classes_per_batch) == (6, 2)
+    assert np.bincount(labels[sampler.batch(3)]).tolist() == [6, 6]
 
 
 def test_domain_weights_are_kept_in_every_batch():

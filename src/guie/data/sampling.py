@@ -64,10 +64,11 @@ class PerClass:
     remainder of a round is left out, another one each time). Above 0 a class is drawn by its number of images
     to that power: 1 as the pictures are, 0.5 tempered. A class's images go round in the same way; with
     fewer than K it repeats them. `views`: each image stands so many times in its batch, augmented anew (then
-    P x K x views). An epoch is as many steps as there are rows to fill, views counted.
+    P x K x views). An epoch is as many steps as there are rows to fill, views counted. With fewer classes
+    than P the next larger K that fits is taken.
 
     Raises:
-        UserError: K does not divide the batch, or the batch needs more classes than there are.
+        UserError: K times views does not divide the batch.
 
     """
 
@@ -88,16 +89,13 @@ class PerClass:
                 f"sampler.k: {k} images per class, views {views}, in a batch of {batch_size}; "
                 "accepted: k x views a divisor of it"
             )
-        self.k, self.power, self.views = k, power, views
-        self.batch_size, self.seed = batch_size, seed
+        self.power, self.views, self.batch_size, self.seed = power, views, batch_size, seed
         self._rows, self._starts = _grouped(labels)
-        self.num_classes, self.classes_per_batch = len(self._starts) - 1, batch_size // (k * views)
-        if self.classes_per_batch > self.num_classes:
-            raise UserError(
-                f"sampler.k: a batch of {batch_size} with {k} images per class needs "
-                f"{self.classes_per_batch} classes, there are {self.num_classes}; "
-                f"accepted: a batch up to {self.num_classes * k}, or a larger k"
-            )
+        self.num_classes = len(self._starts) - 1
+        images = batch_size // views
+        larger = range(k, images + 1)
+        self.k = next(n for n in larger if images % n == 0 and images // n <= self.num_classes)
+        self.classes_per_batch = images // self.k
         self.steps_per_epoch = max(1, round(len(labels) * views / batch_size))
         self._rounds: dict[int, np.ndarray] = {}
 
