@@ -64,9 +64,9 @@ def test_an_interrupted_run_folder_is_hinted_at_resume(said, tiny_run, interrupt
 
 
 def test_a_changed_key_is_named_on_resuming(said, tiny_run, interrupted):
-    line = said("train", *places(tiny_run, interrupted), "resume=auto", "head.margin=0.2")
-    assert "head.margin: was 0.5, now 0.2" in line
-    assert yaml.safe_load((interrupted / "config.yaml").read_text())["head"]["margin"] == 0.5
+    line = said("train", *places(tiny_run, interrupted), "resume=auto", "optim.lr=0.5")
+    assert "optim.lr: was 0.002, now 0.5" in line
+    assert yaml.safe_load((interrupted / "config.yaml").read_text())["optim"]["lr"] == 0.002
 
 
 def test_a_foreign_folder(said, tiny_run, tmp_path):
