@@ -48,7 +48,7 @@ def test_every_command_composes_without_arguments(command):
         (["head=arcfase"], r"head: there is no 'arcfase'; accepted: .*arcface"),
         (["dataset=[sopp]"], r"dataset: there is no 'sopp'; accepted: .*toy"),
         (["+exp=nothing"], r"exp: there is no 'nothing'; accepted:"),
-        (["+head.num_classes=10"], r"head\.num_classes: a fact of the data or the model"),
+        (["head=arcface", "+head.num_classes=10"], r"head\.num_classes: a fact of the data or the model"),
         (["dataset=[folder]"], r"dataset\.folder\.root: a value is required"),
     ],
 )

@@ -23,6 +23,8 @@ TOY = [f"{key}.toy.{name}=4" for key in ("dataset", "eval_on") for name in ("ins
 SMALL = [
     "backbone.image_px=32",
     "trainer.epochs=2",
+    "trainer.eval_every=1",
+    "trainer.save_every=1",
     "trainer.batch_size=16",
     "tracker=none",
     "hw.threads=1",
