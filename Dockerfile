@@ -3,9 +3,9 @@
 # Run: docker run --gpus all --shm-size 8g -v "$PWD/data:/guie/data" -v "$PWD/runs:/guie/runs" guie +exp=NAME
 FROM python:3.11-slim
 
-# libgomp: faiss and torch; git: the version in a run's config.
+# libgomp: faiss and torch.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends git libgomp1 \
+    && apt-get install --yes --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/*
 RUN pip install --no-cache-dir uv
 
