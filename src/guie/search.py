@@ -121,13 +121,23 @@ def _faiss_tile(tile: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarr
 
 def _numpy_tile(tile: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return what `_faiss_tile` returns, (scores, ids) best first, from blocks of the gallery."""
-    scores = np.full((len(tile), k), -np.inf, dtype=np.float32)
-    ids = np.full((len(tile), k), -1, dtype=np.int64)
+    scores = np.empty((len(tile), 0), dtype=np.float32)
+    ids = np.empty((len(tile), 0), dtype=np.int32)
     for start in range(0, len(gallery), FAISS_BLOCK):
         block = tile @ np.asarray(gallery[start : start + FAISS_BLOCK], dtype=np.float32).T
-        numbers = np.broadcast_to(np.arange(start, start + block.shape[1]), block.shape)
-        scores, ids = np.hstack([scores, block]), np.hstack([ids, numbers])
-        best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        scores, ids = np.take_along_axis(scores, best, axis=1), np.take_along_axis(ids, best, axis=1)
+        best = _best_columns(block, k)
+        scores = np.concatenate([scores, np.take_along_axis(block, best, axis=1)], axis=1)
+        ids = np.concatenate([ids, best.astype(np.int32) + start], axis=1)
+        if start:
+            best = _best_columns(scores, k)
+            scores, ids = np.take_along_axis(scores, best, axis=1), np.take_along_axis(ids, best, axis=1)
     order = np.lexsort((ids, -scores), axis=1)
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+
+
+def _best_columns(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the places of each row's k largest, (T, k or all there are), in no order."""
+    left_out = scores.shape[1] - k
+    if left_out <= 0:
+        return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    return np.argpartition(scores, left_out, axis=1)[:, left_out:]

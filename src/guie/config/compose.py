@@ -47,7 +47,7 @@ def enter(command: str, run: Callable[[dict[str, Any]], None]) -> None:
             refused.append(error)  # raised when Hydra is done: it would print two lines of its own
 
     try:
-        register([directory(), *_own_folders(sys.argv[1:])])
+        register(command, [directory(), *_own_folders(sys.argv[1:])])
         if {"--help", "-h"} & set(sys.argv[1:]):
             print(help_text(command, [word for word in sys.argv[1:] if not word.startswith("-")]))
         else:
@@ -93,7 +93,7 @@ def _group_defaults(template: Mapping[str, Any]) -> list[str]:
 
 def composed(command: str, overrides: list[str], folders: list[Path] | None = None) -> dict[str, Any]:
     """Return the checked config of a command, as the console would see it; for tests and notebooks."""
-    register([directory(), *(folders or [])])
+    register(command, [directory(), *(folders or [])])
     try:
         with hydra.initialize_config_dir(str(directory()), version_base=None):
             return checked(command, hydra.compose(command, [rewrite(override) for override in overrides]))

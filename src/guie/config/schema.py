@@ -7,8 +7,8 @@ A default lives in the constructor's signature: `configs/head/arcface.yaml` begi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, make_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,22 +101,22 @@ class Export:
 COMMANDS = {"train": Train, "eval": Eval, "export": Export}
 
 
-def register(folders: list[Path]) -> None:
-    """Store the schema of every command and a typed node for every YAML with a `_target_` in `folders`."""
+def register(command: str, folders: list[Path]) -> None:
+    """Store a command's schema, and a typed node for every YAML with a `_target_` of its groups."""
     store = ConfigStore.instance()
-    for name, schema in COMMANDS.items():
-        store.store(name=f"_{name}", node=schema)
-    for group, name, target in targets(folders):
+    store.store(name=f"_{command}", node=COMMANDS[command])
+    groups = [entry.name for entry in fields(COMMANDS[command]) if entry.name in GROUPS]
+    for group, name, target in targets(folders, groups):
         node: Any = node_of(target)
         if group == "dataset":
             node = {name: node}  # a dict: several data sets stand side by side
         store.store(group=group, name=f"_{name}", node=node)
 
 
-def targets(folders: list[Path]) -> Iterator[tuple[str, str, str]]:
-    """Yield (group, name, target) of every group YAML that names a target."""
+def targets(folders: list[Path], groups: Sequence[str] = GROUPS) -> Iterator[tuple[str, str, str]]:
+    """Yield (group, name, target) of every YAML of `groups` that names a target."""
     for folder in folders:
-        for group in GROUPS:
+        for group in groups:
             for path in sorted((folder / group).glob("*.yaml")):
                 match = re.search(r"^\s*_target_:\s*([\w.]+)\s*$", path.read_text(), flags=re.MULTILINE)
                 if match:
@@ -125,11 +125,11 @@ def targets(folders: list[Path]) -> Iterator[tuple[str, str, str]]:
 
 def node_of(target: str) -> type:
     """Return a dataclass of the config values of `target`, with their types and defaults."""
-    fields: list[tuple[str, Any, Any]] = [("_target_", str, field(default=target))]
+    members: list[tuple[str, Any, Any]] = [("_target_", str, field(default=target))]
     for parameter in building.signature(target):
         if not parameter.fact:
-            fields.append((parameter.name, annotation(parameter.annotation), _default(parameter.default)))
-    return make_dataclass(target.rpartition(".")[2], fields)
+            members.append((parameter.name, annotation(parameter.annotation), _default(parameter.default)))
+    return make_dataclass(target.rpartition(".")[2], members)
 
 
 def annotation(text: str) -> Any:
