@@ -41,7 +41,7 @@ Which = Literal["best", "last"]
 class State:
     """Everything a run is after `step` optimiser steps.
 
-    `parts` maps a part (`embedder`, `head`, `ema`, later a memory or a shard) to its named tensors;
+    `parts` maps a part (`embedder`, `head`, `ema`, `refit`, later a memory or a shard) to its named tensors;
     `training` is nested dicts, lists, tuples, numbers, strings and tensors; `meta` is plain JSON.
     """
 
@@ -52,8 +52,8 @@ class State:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Return the embedder's weights for use: the moving average where one was kept."""
-        return self.parts.get("ema") or self.parts["embedder"]
+        """Return the embedder's weights for use: the moving average where one was kept, its neck refitted."""
+        return (self.parts.get("ema") or self.parts["embedder"]) | self.parts.get("refit", {})
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from guie import assembly, checkpoint, embed, results, runfolder
@@ -106,6 +107,7 @@ def prepare(
         loader.steps_per_epoch,
         evaluate=lambda model, step: here.on_main(lambda: _evaluated(bench, model)),
         features=settings.cache_features,
+        refit=partial(_refit, cfg, rows, folder, here, notice) if settings.refit_shrinkage else None,
     )
     return Job(cfg, folder, here, task, settings, hardware, _run(cfg, folder, embedder, start, here), bench)
 
@@ -152,6 +154,23 @@ def _batches(
     )
     cached = embed.CachedBatches(cache, loader.sampler, rows.labels, rows.domains, cfg["seed"])
     return lambda first, last: cached.batches(first, last, here.rank, here.size)
+
+
+def _refit(
+    cfg: Mapping[str, Any], rows: Manifest, folder: Path, here: World, notice: Any, embedder: Any
+) -> None:
+    """Refit the neck to the features of the training pictures as evaluation sees them."""
+    from guie.models.refit import refit
+
+    with TemporaryDirectory(dir=folder, prefix=".refit-") as own:
+        cache = embed.cache_features(
+            embedder,
+            rows,
+            assembly.cache_folder(cfg) if cfg["trainer"]["cache_features"] else Path(own),
+            embed.Reader(device=here.device, threads=cfg["hw"]["threads"]),
+            progress=partial(notice, "features for the neck"),
+        )
+        refit(embedder.neck, cache.features[0], rows.labels, cfg["trainer"]["refit_shrinkage"])
 
 
 def _measure_floors(cfg: Mapping[str, Any], folder: Path, bench: Bench, here: World) -> None:

@@ -26,6 +26,7 @@ SMALL = [
     "trainer.eval_every=1",
     "trainer.save_every=1",
     "trainer.batch_size=16",
+    "trainer.refit_shrinkage=1.0",
     "tracker=none",
     "hw.threads=1",
     "hw.workers=0",

@@ -128,6 +128,40 @@ def test_what_is_evaluated_and_saved_for_use_is_the_average(tmp_path):
         torch.testing.assert_close(made.embedder.state_dict()[name], state.parts["embedder"][name])
 
 
+def refit_to_twos(embedder):
+    for value in embedder.neck.state_dict().values():
+        value.fill_(2)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_refitted_neck_is_evaluated_and_saved_for_use_beside_the_trained_one(tmp_path, ema_decay):
+    seen = []
+    made = task(evaluate=lambda embedder, step: seen.append(embedder.neck[1].bias.clone()) or {})
+    made.refit = refit_to_twos
+    train(made, settings(ema_decay=ema_decay, eval_every=1), folder=tmp_path)
+    state = checkpoint.read(tmp_path, "last")
+    assert (seen[-1] == 2).all() and not any((bias == 2).any() for bias in seen[:-1])
+    assert (state.weights["neck.1.weight"] == 2).all()
+    assert not (state.weights["backbone.0.weight"] == 2).any()
+    assert not (made.embedder.neck[1].weight == 2).any()
+    for name, value in state.parts["embedder"].items():
+        torch.testing.assert_close(made.embedder.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_more_epochs_go_on_from_the_trained_neck_and_refit_again(tmp_path):
+    made = task()
+    made.refit = refit_to_twos
+    train(made, settings(epochs=1), folder=tmp_path)
+    state = checkpoint.read(tmp_path, "last")
+    again = task()
+    calls = []
+    again.refit = lambda embedder: calls.append(embedder.neck[1].bias.clone())
+    train(again, settings(epochs=1), folder=tmp_path, resume=state)
+    assert not calls
+    train(again, settings(epochs=2), folder=tmp_path, resume=state)
+    assert len(calls) == 1 and not (calls[0] == 2).any()
+
+
 def test_the_average_is_the_recursion_written_out():
     from guie.train.ema import Ema
 
@@ -273,7 +307,14 @@ def test_micro_batches_cover_the_batch_once_and_are_never_empty():
 
 
 def test_settings_that_cannot_be_are_named():
-    cases = {"epochs": 0, "accumulate": 0, "warmup": 1.0, "ema_decay": 1.0, "cache_features": True}
+    cases = {
+        "epochs": 0,
+        "accumulate": 0,
+        "warmup": 1.0,
+        "ema_decay": 1.0,
+        "refit_shrinkage": -1.0,
+        "cache_features": True,
+    }
     for name, value in cases.items():
         with pytest.raises(UserError, match=f"trainer.{name}: {value!r}; accepted: "):
             Settings(**{name: value}).check()

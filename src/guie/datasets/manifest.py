@@ -27,12 +27,14 @@ class Manifest:
 
     `table` must come from `make_table`, `from_columns` or `open_manifest`, which check it. Class ids are
     positions in the sorted list of the label strings that occur, so a selection has ids 0..C-1 again.
+    `truth`: the protocol's pairs where labels do not decide (`datasets.known.Listing`); selections keep them.
     """
 
-    def __init__(self, name: str, root: str | Path, table: pa.Table):
+    def __init__(self, name: str, root: str | Path, table: pa.Table, truth: pa.Table | None = None):
         self.name = name
         self.root = Path(root)
         self.table = table
+        self.truth = truth
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -92,7 +94,7 @@ class Manifest:
 
     def __getstate__(self) -> dict:
         """Leave open files and made columns behind: a worker opens its own."""
-        return {"name": self.name, "root": self.root, "table": self.table}
+        return {"name": self.name, "root": self.root, "table": self.table, "truth": self.truth}
 
     def place(self, i: int) -> tuple[str, str | None]:
         """Return (file, entry) of row `i`."""
@@ -123,7 +125,7 @@ class Manifest:
         rows = np.asarray(rows)
         if rows.dtype == bool:
             rows = np.flatnonzero(rows)
-        return Manifest(self.name, self.root, self.table.take(pa.array(rows, pa.int64())))
+        return Manifest(self.name, self.root, self.table.take(pa.array(rows, pa.int64())), self.truth)
 
     def split(self, *names: str) -> Manifest:
         """Return the rows whose split is one of `names`."""

@@ -1,9 +1,15 @@
-"""Necks: the pooled feature (B, F) to the embedding (B, D) before it is brought to unit length."""
+"""Necks: the pooled feature (B, F) to the embedding (B, D) before it is brought to unit length.
+
+A neck that is one linear map in evaluation mode has `assign(weight (D, F), bias (D,))`, which makes it
+`x @ weight.T + bias`: what is found in closed form (`models.refit`) goes where the learnt weights were.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from guie.errors import UserError
 
 
 class Identity(nn.Module):
@@ -31,6 +37,10 @@ class Linear(nn.Module):
         """Return (B, D)."""
         return self.linear(self.dropout(x))
 
+    def assign(self, weight: Tensor, bias: Tensor) -> None:
+        """Become x @ weight.T + bias; UserError without a bias of its own."""
+        _fill(self.linear, weight, bias)
+
 
 class BNLinear(nn.Module):
     """Batch norm (without affine part by default), dropout, linear layer: the linear probe of MAE."""
@@ -54,6 +64,10 @@ class BNLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, D)."""
         return self.linear(self.dropout(self.norm(x)))
+
+    def assign(self, weight: Tensor, bias: Tensor) -> None:
+        """Become x @ weight.T + bias; UserError without a bias of its own."""
+        _fill(self.linear, *_behind(self.norm, weight, bias))
 
 
 class FCBN(nn.Module):
@@ -83,6 +97,41 @@ class FCBN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, D)."""
         return self.norm(self.linear(self.dropout(self.norm_input(x))))
+
+    def assign(self, weight: Tensor, bias: Tensor) -> None:
+        """Become x @ weight.T + bias."""
+        if isinstance(self.norm_input, nn.BatchNorm1d):
+            weight, bias = _behind(self.norm_input, weight, bias)
+        with torch.no_grad():
+            self.linear.weight.copy_(weight)
+            if self.linear.bias is not None:
+                self.linear.bias.zero_()
+            _reset(self.norm)
+            self.norm.get_buffer("running_mean").copy_(-bias)
+            self.norm.get_buffer("running_var").fill_(1 - self.norm.eps)
+
+
+def _behind(norm: nn.BatchNorm1d, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the map (D, F), (D,) that does behind `norm`, now a plain standardisation, what it did."""
+    _reset(norm)
+    mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+    weight, bias = weight.to(mean), bias.to(mean)
+    return weight * (variance + norm.eps).sqrt(), bias + weight @ mean
+
+
+@torch.no_grad()
+def _reset(norm: nn.BatchNorm1d) -> None:
+    if norm.affine:
+        norm.weight.fill_(1)
+        norm.bias.zero_()
+
+
+@torch.no_grad()
+def _fill(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    if linear.bias is None:
+        raise UserError("neck.bias: false received; accepted with trainer.refit_shrinkage: true")
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
 
 
 def _linear(in_dim: int, embed_dim: int, bias: bool) -> nn.Linear:

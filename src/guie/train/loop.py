@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -42,6 +42,8 @@ class Settings:
     `max_steps` ends earlier than `epochs`. `warmup` is a share of all steps. `clip_norm` 0 does not clip;
     `ema_decay` 0 keeps no average. `eval_every` and `save_every` count epochs (0: only at the end),
     `save_steps` adds checkpoints every so many steps. `monitor` names the measurement that finds the best.
+    `refit_shrinkage` above 0 refits the neck in closed form after the last step (`models.refit`), which
+    serves unseen classes; 0 leaves it as trained.
     """
 
     epochs: int = 10
@@ -63,6 +65,7 @@ class Settings:
     save_steps: int | None = None
     keep: int = 2
     monitor: str = "mP@5"
+    refit_shrinkage: float = 0.0
     log_every: int = 10
 
     def check(self) -> Settings:
@@ -84,6 +87,7 @@ class Settings:
             ("cache_views", self.cache_views >= 1, "1 or more"),
             ("save_steps", self.save_steps is None or self.save_steps >= 1, "1 or more, or null"),
             ("keep", self.keep >= 1, "1 or more"),
+            ("refit_shrinkage", self.refit_shrinkage >= 0, "0 (off) or more"),
             ("log_every", self.log_every >= 1, "1 or more"),
         ]
         for name, holds, accepted in rules:
@@ -103,6 +107,8 @@ class Task:
 
     With `features` the batches hold cached features (B,F) in place of images. `evaluate(embedder, step)` is
     called on every rank with the weights that would be exported; it may return nothing but on rank 0.
+    `refit(embedder)` is called on rank 0 after the last step, with the same weights; the neck that it leaves
+    is saved beside the trained one, which stays as it is.
     """
 
     embedder: nn.Module
@@ -112,6 +118,7 @@ class Task:
     steps_per_epoch: int
     evaluate: Evaluate | None = None
     features: bool = False
+    refit: Callable[[nn.Module], None] | None = None
 
 
 @dataclass
@@ -189,6 +196,8 @@ def _steps(engine: Engine, hooks: Sequence[Hook], requests: StopRequests) -> Sum
 def _milestone(engine: Engine, hooks: Sequence[Hook], stopping: bool) -> None:
     """Evaluate and save where the settings say so; being asked to stop saves at once and evaluates later."""
     evaluates, saves = engine.due()
+    if not stopping:
+        engine.refit()
     best = None
     if evaluates and not stopping:
         found = engine.evaluate()
@@ -223,6 +232,7 @@ class Engine:
         self.window: dict[str, Tensor] = {}
         self.num_in_window = 0
         self.evaluated_at = 0
+        self.refitted: dict[str, Tensor] = {}
         self._unchecked: list[tuple[int, Tensor, dict[str, Tensor]]] = []
         if run.resume is not None:
             self._load(run.resume)
@@ -337,16 +347,41 @@ class Engine:
         """Call the task's evaluation with the weights that would be exported."""
         if self.task.evaluate is None:
             return {}
-        self.trained.eval()
-        with self.ema.applied() if self.ema else nullcontext(), torch.no_grad():
-            found = dict(self.task.evaluate(self.task.embedder, self.step))
-        self.trained.train()
+        with self._in_use() as embedder:
+            found = dict(self.task.evaluate(embedder, self.step))
         self.evaluated_at = self.step
         return found
 
+    def refit(self) -> None:
+        """After the last step find the neck that is used in place of the trained one, on rank 0."""
+        if not self._refits():
+            return
+        with self._in_use() as embedder:
+            self.world.on_main(lambda: self.task.refit(embedder) if self.task.refit else None)
+            state = embedder.state_dict()
+            self.refitted = {n: v.detach().clone() for n, v in state.items() if n.startswith("neck.")}
+
+    def _refits(self) -> bool:
+        return self.task.refit is not None and self.step == self.steps and not self.refitted
+
+    @contextmanager
+    def _in_use(self) -> Iterator[nn.Module]:
+        """Lend the embedder with the weights that would be exported; its own come back afterwards."""
+        embedder = self.task.embedder
+        kept = {name: value.detach().clone() for name, value in embedder.state_dict().items()}
+        self.trained.eval()
+        try:
+            with self.ema.applied() if self.ema else nullcontext(), torch.no_grad():
+                embedder.load_state_dict(self.refitted, strict=False)
+                yield embedder
+        finally:
+            embedder.load_state_dict(kept)
+            self.trained.train()
+
     def owes_evaluation(self) -> bool:
-        """Return whether the run was stopped where an evaluation was due that it did not make."""
-        return self.step > 0 and self.due()[0] and self.evaluated_at != self.step
+        """Return whether the run was stopped before an evaluation or the refit that was due."""
+        evaluates = self.step > 0 and self.due()[0] and self.evaluated_at != self.step
+        return evaluates or self._refits()
 
     def judge(self, found: Mapping[str, float]) -> dict[str, Any] | None:
         """Return what makes this step the best so far, or None where it is not."""
@@ -383,6 +418,8 @@ class Engine:
         if self.ema:
             parts["ema"] = self.ema.average
             training["ema_updates"] = self.ema.num_updates
+        if self.refitted:
+            parts["refit"] = self.refitted
         state = State(self.step, parts, training, {**self.run.meta, "seed": self.run.seed})
         if self.run.describe:
             state.meta.update(self.run.describe(state.weights))
@@ -398,8 +435,12 @@ class Engine:
         self.best = state.training["best"]
         self.evaluated_at = state.training["evaluated_at"]
         self.step = state.step
+        if self.step == self.steps:  # with more epochs another neck will be found
+            self.refitted = state.parts.get("refit", {})
         if self.ema:
-            self.ema.load(state.weights, state.training.get("ema_updates", 0))
+            self.ema.load(
+                state.parts.get("ema") or state.parts["embedder"], state.training.get("ema_updates", 0)
+            )
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], part: str) -> None:

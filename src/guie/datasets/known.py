@@ -1,0 +1,139 @@
+"""What every known data set shares: its raw folder, its prepared folder, its rules.
+
+A data set is one function of a raw folder: it reads lists, never pictures. `guie-prepare` writes what it
+found, checked, into a prepared folder (`manifest.parquet`, `truth.parquet`, `prepared.json`); a `root` that
+is one is opened instead of listed again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from guie.datasets.manifest import Manifest, from_columns, open_manifest
+from guie.datasets.rules import Rules, apply
+from guie.errors import UserError
+
+MANIFEST, TRUTH, FACTS = "manifest.parquet", "truth.parquet", "prepared.json"
+
+# What a protocol's pairs may say, and in which part of the truth they count.
+RELATIONS = ("ok", "easy", "hard", "junk")
+USAGES = ("public", "private", "ignored")
+
+
+@dataclass
+class Listing:
+    """What a raw folder holds: `columns` of the manifest (file, label, optionally entry, domain, split ...).
+
+    `truth`, where the protocol states pairs instead of labels: columns query and item (files as in the
+    manifest), relation (one of RELATIONS) and usage (one of USAGES).
+    """
+
+    columns: Mapping[str, Any]
+    truth: Mapping[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def known(
+    name: str, root: str, data_root: str, listed: Callable[[Path], Listing], rules: Rules = None
+) -> Manifest:
+    """Return the manifest of `root` (below `data_root` unless absolute), by `rules` in their order.
+
+    Raises:
+        UserError: no such folder, what `listed` refuses, or rows that validation refuses.
+
+    """
+    place = Path(data_root).expanduser() / Path(root).expanduser()
+    if not place.is_dir():
+        raise UserError(f"dataset.{name}.root: no folder {place}; accepted: the raw or the prepared folder")
+    found = opened(place, name) if (place / MANIFEST).exists() else _from_listing(name, place, listed(place))
+    return apply(rules, found)
+
+
+def opened(place: Path, name: str) -> Manifest:
+    """Return the manifest of a prepared folder; its pictures are where they were prepared from."""
+    facts = json.loads((place / FACTS).read_text())
+    pictures = Path(facts["root"])
+    if not pictures.is_dir():
+        raise UserError(
+            f"{place / FACTS}: root {pictures} is gone; accepted: the pictures' folder, or prepare again"
+        )
+    manifest = open_manifest(place / MANIFEST, pictures, name, cache_dir=place / ".guie")
+    if (place / TRUTH).exists():
+        from pyarrow import parquet
+
+        manifest.truth = parquet.read_table(place / TRUTH)
+    return manifest
+
+
+def _from_listing(name: str, place: Path, listing: Listing) -> Manifest:
+    manifest = from_columns(name, place, listing.columns)
+    if listing.truth is not None:
+        manifest.truth = checked_truth(listing.truth, name)
+    return manifest
+
+
+def checked_truth(columns: Mapping[str, Any], name: str) -> pa.Table:
+    """Return the pairs as a table query, item, relation, usage; UserError for values that do not exist."""
+    table = pa.table(
+        {key: pa.array(columns[key], pa.string()) for key in ("query", "item", "relation", "usage")}
+    )
+    for column, accepted in (("relation", RELATIONS), ("usage", USAGES)):
+        unknown = set(table[column].unique().to_pylist()) - set(accepted)
+        if unknown:
+            raise UserError(
+                f"dataset {name}: {column} {sorted(map(str, unknown))[0]!r}; accepted: {', '.join(accepted)}"
+            )
+    return table
+
+
+def required(place: Path, *names: str) -> list[Path]:
+    """Return the paths `names` below `place`; UserError naming the first that is missing or empty."""
+    for name in names:
+        path = place / name
+        if not path.exists():
+            raise UserError(f"{path}: missing; accepted: the complete download, unpacked, at {place}")
+        if path.is_file() and path.stat().st_size == 0:
+            raise UserError(f"{path}: 0 bytes; accepted: the complete file (download it again)")
+    return [place / name for name in names]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """Return (line number from 1, text) of the lines that are not blank; UserError where it is not UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: byte {error.start} is not UTF-8; accepted: the original text file"
+        ) from None
+    return [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+
+
+def csv_columns(path: Path, *names: str, separator: str = ",") -> dict[str, list[str]]:
+    """Return the named columns of a delimited file with a header, as text.
+
+    Raises:
+        UserError: naming the file and the column that is missing or the line that does not fit.
+
+    """
+    import csv
+
+    lines = numbered_lines(path)
+    rows = list(csv.reader((line for _, line in lines), delimiter=separator))
+    header = [cell.strip() for cell in rows[0]] if rows else []
+    for name in names:
+        if name not in header:
+            raise UserError(
+                f"{path}: no column {name!r} (found {', '.join(header)}); accepted: {', '.join(names)}"
+            )
+    for (number, _), row in zip(lines, rows, strict=False):
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}: line {number}: {len(row)} values; accepted: {len(header)}, as the header"
+            )
+    return {name: [row[header.index(name)].strip() for row in rows[1:]] for name in names}
