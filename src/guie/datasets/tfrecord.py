@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -45,9 +46,11 @@ def tfrecord(
         / f"tfrecord-{hashlib.sha256(state.encode()).hexdigest()[:16]}.parquet"
     )
     if not kept.exists():
-        manifest = _read(root, shards, label_key, domain)
+        columns = records(root, shards, label_key)
+        columns["domain"] = [domain] * len(columns["label"])
+        columns["split"] = _splits(columns["label"], split, test_classes, seed)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _with_splits(manifest, split, test_classes, seed).write(kept)
+        from_columns(root.name, root, columns).write(kept)
     return open_manifest(kept, root, root.name, cache_dir=kept.parent)
 
 
@@ -64,18 +67,50 @@ def _shards(pattern: str, base: Path) -> tuple[Path, list[Path]]:
     return root, found
 
 
-def _read(root: Path, shards: list[Path], label_key: str | None, domain: str) -> Manifest:
-    names: list[str] = []
-    entries: list[str] = []
-    labels: list[str] = []
+def records(root: Path, shards: list[Path], label_key: str | None = None) -> dict[str, list[str]]:
+    """Return columns file (relative to `root`), entry (record number) and label of all records of `shards`.
+
+    A label is under `label_key`, else under the first of LABEL_KEYS that the record has.
+
+    Raises:
+        UserError: a record without a label, a shard that is cut short.
+
+    """
+    columns: dict[str, list[str]] = {"file": [], "entry": [], "label": []}
     for shard in shards:
-        name = shard.relative_to(root).as_posix()
-        for number, label in enumerate(_labels(shard, label_key)):
-            names.append(name)
-            entries.append(str(number))
-            labels.append(label)
-    columns = {"file": names, "entry": entries, "label": labels, "domain": [domain] * len(names)}
-    return from_columns(root.name, root, columns)
+        labels = list(_labels(shard, label_key))
+        columns["file"] += [shard.relative_to(root).as_posix()] * len(labels)
+        columns["entry"] += [str(number) for number in range(len(labels))]
+        columns["label"] += labels
+    return columns
+
+
+def guie_records(place: Path, labels: range) -> dict[str, list[str]]:
+    """Return `records` of the shards `*-train-*.tfrec` in `place`: the sets made for GUIE (motono0223).
+
+    Their names end in the number of records (`guie-products10k-train-00-7097.tfrec`), and each set has its
+    own `labels`. Without any such shard the columns are empty.
+
+    Raises:
+        UserError: a shard with another number of records, or a label outside `labels`.
+
+    """
+    shards = sorted(place.glob("*-train-*.tfrec"))
+    columns = records(place, shards, "image/class/label")
+    found = Counter(columns["file"])
+    for shard in shards:
+        stated = shard.stem.rsplit("-", 1)[-1]
+        if stated.isdecimal() and found[shard.name] != int(stated):
+            raise UserError(
+                f"{shard}: {found[shard.name]} records; accepted: {stated}, as its name says (cut short?)"
+            )
+    for file, entry, label in zip(columns["file"], columns["entry"], columns["label"], strict=True):
+        if int(label) not in labels:
+            raise UserError(
+                f"{place / file}: record {entry} has label {label}; "
+                f"accepted: {labels[0]}..{labels[-1]} (another data set's shard?)"
+            )
+    return columns
 
 
 def _labels(shard: Path, label_key: str | None) -> Iterator[str]:
@@ -91,11 +126,7 @@ def _labels(shard: Path, label_key: str | None) -> Iterator[str]:
         yield value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _with_splits(manifest: Manifest, split: str, test_classes: float, seed: int) -> Manifest:
-    table = manifest.table
-    labels = table["label"].to_pylist()
+def _splits(labels: list[str], split: str, test_classes: float, seed: int) -> list[str]:
     unseen = held_out(labels, test_classes, seed) if split == "auto" else set()
     other = "train" if split == "auto" else split
-    columns = {name: table[name] for name in ("file", "entry", "label", "domain")}
-    columns["split"] = ["test" if label in unseen else other for label in labels]
-    return from_columns(manifest.name, manifest.root, columns)
+    return ["test" if label in unseen else other for label in labels]
