@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from guie.datasets.manifest import SPLITS, Manifest, from_columns
+from guie.datasets.rules import Rules, apply
 from guie.errors import UserError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -20,10 +21,11 @@ def folder(
     split: Literal["auto", "train", "val", "test", "query", "index"] = "auto",
     test_classes: float = 0.2,
     seed: int = 0,
+    rules: Rules = None,
     *,
     data_root: str,
 ) -> Manifest:
-    """Return the pictures of `root/<class>/...`, the class being the first folder's name.
+    """Return the pictures of `root/<class>/...`, the class being the first folder's name, by `rules`.
 
     `split=auto`: where every folder of `root` is named after a split (train, test ...), the class is one
     level below; else a share `test_classes` of the classes is split `test` and never trained on, chosen
@@ -55,7 +57,7 @@ def folder(
     else:
         splits = [split] * len(files)
     columns = {"file": files, "label": labels, "domain": [domain] * len(files), "split": splits}
-    return from_columns(place.name, place, columns)
+    return apply(rules, from_columns(place.name, place, columns))
 
 
 def held_out(labels: Iterable[str], share: float, seed: int) -> set[str]:

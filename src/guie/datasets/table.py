@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from guie.datasets.manifest import SPLITS, Manifest, open_manifest
+from guie.datasets.rules import Rules, apply
 from guie.errors import UserError
 
 
@@ -17,6 +18,7 @@ def csv(  # noqa: PLR0913  (the keys of configs/dataset/csv.yaml)
     split_column: str | None = None,
     domain: str | None = None,
     split: str | None = None,
+    rules: Rules = None,
     *,
     data_root: str,
 ) -> Manifest:
@@ -24,7 +26,8 @@ def csv(  # noqa: PLR0913  (the keys of configs/dataset/csv.yaml)
 
     Files are relative to `root`, which is relative to `data_root`, and is the list's own folder unless
     given. Further columns: `entry` (record of a TFRecord file), `domain`, `split` (train unless stated);
-    `*_column` names them where they are called otherwise, `domain` and `split` give all rows one value.
+    `*_column` names them where they are called otherwise, `domain` and `split` give all rows one value;
+    `rules` act last.
 
     Raises:
         UserError: a missing file or column, or rows that validation refuses.
@@ -36,7 +39,7 @@ def csv(  # noqa: PLR0913  (the keys of configs/dataset/csv.yaml)
     constants = {"domain": domain, "split": split}
     if split is not None and split not in SPLITS:
         raise UserError(f"dataset.csv.split: {split!r}; accepted: {', '.join(SPLITS)}")
-    return open_manifest(
+    found = open_manifest(
         place,
         base / Path(root).expanduser() if root else place.parent,
         place.stem,
@@ -44,3 +47,4 @@ def csv(  # noqa: PLR0913  (the keys of configs/dataset/csv.yaml)
         constants={column: value for column, value in constants.items() if value is not None},
         cache_dir=base / ".guie",
     )
+    return apply(rules, found)

@@ -10,19 +10,21 @@ from typing import Literal
 
 from guie.datasets.folder import held_out
 from guie.datasets.manifest import Manifest, from_columns, open_manifest
+from guie.datasets.rules import Rules, apply
 from guie.errors import UserError
 from guie.records.tfrecord import TFRecordFile
 
 LABEL_KEYS = ("image/class/label", "class_id", "label")
 
 
-def tfrecord(
+def tfrecord(  # noqa: PLR0913  (the keys of configs/dataset/tfrecord.yaml)
     pattern: str,
     domain: str = "",
     split: Literal["auto", "train", "val", "test", "query", "index"] = "auto",
     label_key: str | None = None,
     test_classes: float = 0.2,
     seed: int = 0,
+    rules: Rules = None,
     *,
     data_root: str,
 ) -> Manifest:
@@ -30,7 +32,8 @@ def tfrecord(
 
     A record's label is under `label_key`, else under the first of image/class/label, class_id, label that
     it has. `split=auto` holds a share `test_classes` of the labels out as split `test`. The labels are
-    read once; the list is kept in `data_root/.guie`, keyed by the shards' names, sizes and times.
+    read once; the list is kept in `data_root/.guie`, keyed by the shards' names, sizes and times; `rules` act
+    on what is opened.
 
     Raises:
         UserError: no shard found, a record without a label, a shard that is cut short.
@@ -51,7 +54,7 @@ def tfrecord(
         columns["split"] = _splits(columns["label"], split, test_classes, seed)
         kept.parent.mkdir(parents=True, exist_ok=True)
         from_columns(root.name, root, columns).write(kept)
-    return open_manifest(kept, root, root.name, cache_dir=kept.parent)
+    return apply(rules, open_manifest(kept, root, root.name, cache_dir=kept.parent))
 
 
 def _shards(pattern: str, base: Path) -> tuple[Path, list[Path]]:
