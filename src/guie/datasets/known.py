@@ -115,6 +115,20 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
 
 
+def json_content(path: Path) -> Any:
+    """Return what a JSON file holds; UserError naming the file and the line where it breaks off."""
+    try:
+        return json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}: line {error.lineno}: {error.msg}; accepted: the complete JSON file (download it again)"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: byte {error.start} is not UTF-8; accepted: the original text file"
+        ) from None
+
+
 def csv_columns(path: Path, *names: str, separator: str = ",") -> dict[str, list[str]]:
     """Return the named columns of a delimited file with a header, as text.
 
