@@ -42,7 +42,7 @@ def folder(
         )
     if not 0 <= test_classes < 1:
         raise UserError(f"dataset.folder.test_classes: {test_classes}; accepted: a share from 0 to below 1")
-    files = list(_pictures_below(place))
+    files = list(pictures_below(place))
     if not files:
         raise UserError(
             f"dataset.folder.root: no picture in {place}/<class>/; accepted: {', '.join(PICTURES)}"
@@ -73,7 +73,7 @@ def held_out(labels: Iterable[str], share: float, seed: int) -> set[str]:
     return set(names[: round(share * len(names))])
 
 
-def _pictures_below(place: Path) -> Iterable[str]:
+def pictures_below(place: Path) -> Iterable[str]:
     """Yield paths relative to `place`, at least one folder deep, in a stable order."""
     for parent, folders, names in os.walk(place, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
