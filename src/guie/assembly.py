@@ -78,7 +78,9 @@ def loader(
     batch_size = settings.batch_size
     sampler = build(cfg["sampler"], where="sampler", batch_size=batch_size, seed=cfg["seed"], **facts)
     num_steps = settings.num_steps(sampler.steps_per_epoch)
-    augment = build(cfg["augment"], where="augment", preprocess=preprocess, num_steps=num_steps)
+    augment = build(
+        cfg["augment"], where="augment", preprocess=preprocess, num_steps=num_steps, pictures=rows
+    )
     return train_loader(
         rows,
         sampler,

@@ -9,7 +9,7 @@ import numpy as np
 
 from guie.data.draws import integers, uniforms
 from guie.errors import UserError
-from guie.images import Box, read_header
+from guie.images import Box, decode_region, read_header
 from guie.types import Preprocess
 
 _NUM_DRAWS = 5  # area, aspect, x, y, flip
@@ -42,10 +42,10 @@ class Plain:
 class CropFlip:
     """Random resized crop (Szegedy et al. 2015), drawn from the header so that less is decoded, and a flip.
 
-    `scale`, `ratio`: area share and aspect of the crop. `extra`: albumentations stages by class name, each
-    with its arguments, in order, on the crop: `{ColorJitter: {p: 0.8}, CoarseDropout: {}}`; every stage's
-    choices are seeded by (seed, step, slot). `orientations`: 4 shows every picture in its quarter
-    turns, 8 mirrored too, each a class of its own.
+    `scale`, `ratio`: area share and aspect of the crop. `extra`: stages of albumentations and of
+    `guie.data.transforms` by class name, each with its arguments, in order, on the crop:
+    `{ColorJitter: {p: 0.8}, CoarseDropout: {}}`; every stage's choices are seeded by (seed, step, slot).
+    `orientations`: 4 shows every picture in its quarter turns, 8 mirrored too, each a class of its own.
 
     Raises:
         UserError: a range that is upside down, or a stage or argument that albumentations refuses.
@@ -71,7 +71,7 @@ class CropFlip:
                 )
         self.scale, self.ratio, self.flip_p, self.preprocess = scale, ratio, flip_p, preprocess
         self.orientations = orientations
-        self.extra = _pipeline(extra) if extra else None
+        self.extra = _pipeline(extra, "augment.extra") if extra else None
 
     def draws(self, seed: int, step: int, slots: np.ndarray) -> np.ndarray:
         """Return (B,6): five draws in 0..1 and a seed for albumentations."""
@@ -101,6 +101,91 @@ class CropFlip:
         return np.ascontiguousarray(image)
 
 
+class Stages:
+    """Stages on the whole picture, then the net's own preprocessing: where turns and overlays precede a crop.
+
+    `stages` as `CropFlip.extra`. Large JPEGs are decoded at 1/2, 1/4 or 1/8 where that leaves `oversample`
+    times the net's size. `PictureOverlay` takes its other pictures from the training set.
+
+    Raises:
+        UserError: a stage or argument that albumentations refuses.
+
+    """
+
+    stage = "sample"
+
+    def __init__(
+        self, stages: dict[str, Any], oversample: float = 2.0, *, preprocess: Preprocess, pictures: Any
+    ):
+        self.stages = _pipeline(stages, "augment.stages", pictures)
+        self.oversample, self.preprocess = oversample, preprocess
+
+    def draws(self, seed: int, step: int, slots: np.ndarray) -> np.ndarray:
+        """Return (B,1): a seed for albumentations."""
+        return integers(seed + 1, step, slots)[:, None].astype(np.float64)
+
+    def __call__(self, data: bytes, u: np.ndarray) -> np.ndarray:
+        """Return (3,h,w) uint8.
+
+        Raises:
+            BadImage: the bytes are no picture that can be decoded.
+
+        """
+        from guie.resize import apply
+
+        header, spec = read_header(data), self.preprocess
+        whole = (0, 0, header.width, header.height)
+        image = decode_region(
+            data, whole, spec.size_px, oversample=self.oversample, background=spec.background
+        ).image
+        self.stages.set_random_seed(int(u[0]))
+        return apply(np.ascontiguousarray(self.stages(image=image)["image"]), spec)
+
+
+class PerView:
+    """Another augmentation for each view of a picture: with a sampler's `views: 2`, two by turns.
+
+    `views`: augmentations of encoded pictures by name, in order; position i of the batch takes the one
+    numbered i modulo their count.
+
+    Raises:
+        UserError: none given, or one that works on cached pictures.
+
+    """
+
+    stage = "sample"
+
+    def __init__(self, views: dict[str, Any]):
+        wrong = [name for name, view in views.items() if getattr(view, "stage", "") != "sample"]
+        if wrong or not views:
+            raise UserError(
+                f"augment.views: {', '.join(wrong) or 'none'}; accepted: augmentations of encoded pictures "
+                "(crop_flip, stages, none)"
+            )
+        self.views = list(views.values())
+
+    def draws(self, seed: int, step: int, slots: np.ndarray) -> np.ndarray:
+        """Return (B,1 + M): which view a slot is, and that view's draws."""
+        slots = np.asarray(slots)
+        which = slots % len(self.views)
+        drawn = [view.draws(seed, step, slots) for view in self.views]
+        made = np.zeros((len(slots), 1 + max(d.shape[1] for d in drawn)))
+        made[:, 0] = which
+        for number, own in enumerate(drawn):
+            made[which == number, 1 : 1 + own.shape[1]] = own[which == number]
+        return made
+
+    def __call__(self, data: bytes, u: np.ndarray) -> np.ndarray:
+        """Return (3,h,w) uint8 by the slot's augmentation."""
+        return self.views[int(u[0])](data, u[1:])
+
+
+def _pipeline(stages: dict[str, Any], key: str, pictures: Any = None) -> Any:
+    from guie.data.transforms import pipeline  # albumentations costs two CPU seconds
+
+    return pipeline(stages, key=key, pictures=pictures)
+
+
 def random_box(
     width: int, height: int, u: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Box:
@@ -111,21 +196,3 @@ def random_box(
     wide = min(width, max(1, round(math.sqrt(area * aspect))))
     tall = min(height, max(1, round(math.sqrt(area / aspect))))
     return int(u[2] * (width - wide + 1)), int(u[3] * (height - tall + 1)), wide, tall
-
-
-def _pipeline(stages: dict[str, Any]) -> Any:
-    import albumentations
-
-    made = []
-    for name, arguments in stages.items():
-        stage = getattr(albumentations, name, None)
-        if not (isinstance(stage, type) and issubclass(stage, albumentations.BasicTransform)):
-            raise UserError(
-                f"augment.extra: unknown stage {name!r}; accepted: names of albumentations' transforms"
-            )
-        try:
-            made.append(stage(**(arguments or {})))
-        except (TypeError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise UserError(f"augment.extra.{name}: {first}; accepted: albumentations' arguments") from None
-    return albumentations.Compose(made)
