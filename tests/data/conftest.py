@@ -26,7 +26,20 @@ def pictures(tmp_path):
         labels.append(f"c{i // 4}")
         (tmp_path / files[-1]).write_bytes(jpeg((10 * i, 100, 200)))
     domains = ["a"] * 12 + ["b"] * 12
-    return from_columns("small", tmp_path, {"file": files, "label": labels, "domain": domains})
+    columns = {"file": files, "label": labels, "domain": domains, "width": [40] * 24, "height": [30] * 24}
+    return from_columns("small", tmp_path, columns)
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """Return a manifest of 8 classes x 6 pictures in 3 domains, wide, square and tall by turns."""
+    sizes = [(60, 30), (40, 40), (24, 48)]
+    columns = {"file": [f"s{i:02d}.jpg" for i in range(48)], "label": [f"c{i // 6}" for i in range(48)]}
+    columns["domain"] = ["a"] * 6 + ["b"] * 12 + ["c"] * 30
+    columns |= {side: [sizes[i % 3][k] for i in range(48)] for k, side in enumerate(("width", "height"))}
+    for i, file in enumerate(columns["file"]):
+        (tmp_path / file).write_bytes(jpeg((5 * i, 100, 200), sizes[i % 3]))
+    return from_columns("shapes", tmp_path, columns)
 
 
 @pytest.fixture

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from guie.build import build
+from guie.config.compose import composed, directory
 from guie.data.augment import CropFlip, Plain
 from guie.data.bad_images import BadImages
+from guie.data.buckets import AspectBuckets, aspects, at_size
 from guie.data.loader import Loader, sampler_facts, train_loader
 from guie.data.pixels import open_pixels
 from guie.data.sampling import PerClass, Shuffled
@@ -17,9 +20,13 @@ from guie.types import Preprocess
 SPEC = Preprocess((16, 16))
 
 
-def make(manifest, tmp_path, augment=None, *, sampler=Shuffled, orientations=1, max_share=0.5, **options):
+def known(manifest, orientations=1):
     facts = sampler_facts(manifest, orientations=orientations)
-    facts.pop("domain_names")
+    return {key: facts[key] for key in ("labels", "domains")}
+
+
+def make(manifest, tmp_path, augment=None, *, sampler=Shuffled, orientations=1, max_share=0.5, **options):
+    facts = known(manifest, orientations)
     augment = augment or Warp(preprocess=SPEC, num_steps=100)
     bad = BadImages(manifest, tmp_path / "run" / "bad_images.csv", max_share=max_share)
     return train_loader(
@@ -79,6 +86,69 @@ def test_two_ranks_or_two_pieces_show_the_batch_of_one(pictures, tmp_path, augme
 def test_worker_processes_show_what_the_thread_shows(pictures, tmp_path, augment):
     alone = gathered(make(pictures, tmp_path, augment), 2, 6)
     assert same(alone, gathered(make(pictures, tmp_path, augment, workers=2), 2, 6))
+
+
+SAMPLERS = sorted(path.stem for path in (directory() / "sampler").glob("*.yaml"))
+
+
+def by_sampler(name, manifest, tmp_path, **options):
+    """Return a loader by the sampler's YAML, its templates shrunk."""
+    node = composed("train", [f"sampler={name}"])["sampler"]
+    if "sizes" in node:
+        node["sizes"] = [[side // 32 for side in size] for size in node["sizes"]]
+    sampler = build(node, where="sampler", **sampler_facts(manifest), batch_size=8, seed=5)
+    augment = CropFlip(preprocess=SPEC)
+    return train_loader(
+        manifest, sampler, augment, preprocess=SPEC, seed=5, cache_dir=tmp_path / "cache", **options
+    )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_two_ranks_of_two_workers_and_a_resumed_run_show_each_slot_once_and_the_same(name, shapes, tmp_path):
+    straight = list(by_sampler(name, shapes, tmp_path).batches(0, 6))
+    for rank in range(2):
+        loader = by_sampler(name, shapes, tmp_path, workers=2)
+        resumed = [*loader.batches(0, 2, rank, 2), *loader.batches(2, 6, rank, 2)]
+        assert len(resumed) == 6
+        for piece, whole in zip(resumed, straight, strict=True):
+            mine = slice(rank * 4, rank * 4 + 4)  # of the eight slots: with both ranks each is seen once
+            for field in ("images", "labels", "domains", "ids"):
+                assert torch.equal(getattr(piece, field), getattr(whole, field)[mine]), field
+
+
+def test_the_comparison_of_ranks_can_fail(shapes, tmp_path):
+    first, second = (
+        by_sampler("shuffled", shapes, tmp_path).batches(0, 1, rank, 2).__next__() for rank in (0, 1)
+    )
+    assert not torch.equal(first.ids, second.ids)
+
+
+def test_pictures_of_a_step_have_the_size_of_their_bucket_and_their_own_shape(shapes, tmp_path):
+    seen = list(by_sampler("aspect_buckets", shapes, tmp_path).batches(0, 12))
+    wanted = {0: (11, 16), 1: (14, 14), 2: (16, 11)}  # wide, square, tall: 352x512, 448x448, 512x352 over 32
+    for batch in seen:
+        assert tuple(batch.images.shape[2:]) == wanted[int(batch.ids[0]) % 3]
+        assert len(set((batch.ids % 3).tolist())) == 1
+    assert {tuple(batch.images.shape[2:]) for batch in seen} == set(wanted.values())
+
+
+def test_a_crop_keeps_its_range_of_aspects_relative_to_the_bucket():
+    wide = at_size(CropFlip(ratio=(1.0, 1.0), preprocess=SPEC), (8, 16))
+    assert wide.ratio == (2.0, 2.0) and wide.preprocess.size_px == (8, 16)
+    assert at_size(Plain(preprocess=SPEC), (8, 16)).preprocess.size_px == (8, 16)
+
+
+def test_cached_pictures_cannot_change_their_shape(shapes, tmp_path):
+    sampler = AspectBuckets(labels=shapes.labels, aspects=aspects(shapes), batch_size=8, seed=0)
+    with pytest.raises(UserError, match="augment: Warp has pictures of one size, the sampler has several"):
+        train_loader(
+            shapes,
+            sampler,
+            Warp(preprocess=SPEC, num_steps=9),
+            preprocess=SPEC,
+            seed=0,
+            cache_dir=tmp_path,
+        )
 
 
 class Killer(Plain):
@@ -163,8 +233,7 @@ def test_where_nothing_can_be_read_the_run_says_so(pictures, tmp_path):
 
 
 def test_a_batch_stage_needs_cached_pictures(pictures):
-    facts = sampler_facts(pictures)
-    facts.pop("domain_names")
+    facts = known(pictures)
     with pytest.raises(UserError, match="augment: Warp works on cached pictures"):
         Loader(
             pictures, Shuffled(**facts, batch_size=8, seed=0), Warp(preprocess=SPEC, num_steps=100), seed=0

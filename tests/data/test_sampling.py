@@ -1,8 +1,18 @@
 import numpy as np
 import pytest
 
+from guie.data.buckets import AspectBuckets, aspects
 from guie.data.draws import permutation, uniforms
-from guie.data.sampling import DomainWeighted, PerClass, Shuffled, oriented, rank_slots
+from guie.data.sampling import (
+    DomainRoundRobin,
+    DomainWeighted,
+    PerClass,
+    Rounds,
+    Shuffled,
+    oriented,
+    rank_slots,
+)
+from guie.datasets.manifest import from_columns
 from guie.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -58,7 +68,15 @@ def test_shuffled_fills_a_batch_larger_than_the_data():
 
 
 @pytest.mark.parametrize(
-    "make", [Shuffled, PerClass, lambda **f: DomainWeighted(**f, domain_names=["a", "b"])]
+    "make",
+    [
+        Shuffled,
+        PerClass,
+        DomainRoundRobin,
+        lambda **f: PerClass(1, **f),
+        lambda **f: DomainWeighted(**f, domain_names=["a", "b"]),
+        lambda **f: AspectBuckets(**{k: f[k] for k in f if k != "domains"}, aspects=f["labels"] / 10 + 0.1),
+    ],
 )
 def test_a_batch_is_a_function_of_the_step_alone(make):
     labels = RNG.integers(0, 20, 200)
@@ -173,6 +191,83 @@ def test_a_domain_of_weight_zero_never_comes():
     domains = np.repeat([0, 1], 20)
     sampler = DomainWeighted({"a": 0.0}, **facts(domains, domains), domain_names=["a", "b"])
     assert all((domains[sampler.batch(step)] == 1).all() for step in range(20))
+
+
+def test_one_image_per_class_makes_every_class_as_likely():
+    labels = np.repeat(np.arange(40), RNG.integers(1, 60, 40))
+    sampler = PerClass(k=1, **facts(labels))
+    visits = np.bincount(np.concatenate([labels[sampler.batch(step)] for step in range(100)]), minlength=40)
+    assert visits.tolist() == [30] * 40
+
+
+def test_domains_in_turn_have_a_batch_each_before_any_has_another():
+    domains = np.repeat([0, 1, 2], [700, 20, 100])
+    sampler = DomainRoundRobin(**facts(domains, domains))
+    seen = [domains[sampler.batch(step)] for step in range(90)]
+    assert all((batch == batch[0]).all() for batch in seen)
+    order = np.array([batch[0] for batch in seen]).reshape(30, 3)
+    assert (np.sort(order, axis=1) == [0, 1, 2]).all() and len(np.unique(order, axis=0)) > 2
+    shown = np.bincount(np.concatenate([sampler.batch(step) for step in range(90)]), minlength=820)
+    for domain in range(3):
+        assert np.ptp(shown[domains == domain]) <= 1
+
+
+def test_rounds_show_all_of_a_group_before_any_again():
+    groups = np.array([1, 0, 1, 1, 3])
+    rounds = Rounds(groups, 0)
+    assert rounds.sizes.tolist() == [1, 3, 0, 1]
+    together = np.concatenate([rounds.take(1, first, 2) for first in range(0, 60, 2)]).reshape(20, 3)
+    assert (np.sort(together, axis=1) == [0, 2, 3]).all() and len(np.unique(together, axis=0)) == 6
+    np.testing.assert_array_equal(rounds.take(1, 4, 5), Rounds(groups, 0).take(1, 0, 9)[4:])
+    assert rounds.take(3, 7, 2).tolist() == [4, 4] and rounds.take(2, 0, 0).tolist() == []
+
+
+def test_buckets_come_by_their_share_and_their_rows_go_round():
+    shape = np.repeat([0.5, 0.7, 1.0, 1.4, 2.0], [30, 100, 600, 250, 20])
+    sampler = AspectBuckets(labels=np.zeros(1000, int), aspects=shape, batch_size=10, seed=3)
+    seen = [sampler.batch(step) for step in range(500)]
+    assert all(np.ptp(shape[batch]) == 0 for batch in seen)
+    sizes = {0.5: (352, 512), 0.7: (384, 512), 1.0: (448, 448), 1.4: (512, 384), 2.0: (512, 352)}
+    assert all(sampler.size_px(step) == sizes[shape[rows[0]]] for step, rows in enumerate(seen))
+    shown = np.bincount(np.concatenate(seen), minlength=1000)
+    for value, size in ((0.5, 30), (0.7, 100), (1.0, 600), (1.4, 250), (2.0, 20)):
+        assert np.ptp(shown[shape == value]) <= 1
+        assert abs(shown[shape == value].sum() / 10 - size * 5 / 10) <= 3  # steps
+    assert sampler.batch(3).tolist() == seen[3].tolist()  # also backwards
+
+
+def test_buckets_that_are_missing_never_come():
+    shape = np.repeat([1.0, 1.4], [30, 10])
+    sampler = AspectBuckets(labels=np.zeros(40, int), aspects=shape, batch_size=10, seed=0)
+    assert {sampler.size_px(step) for step in range(50)} == {(448, 448), (512, 384)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"aspects": None}, r"AspectBuckets needs each picture's size; accepted: .* width and height"),
+        ({"aspects": np.array([1.0, 0.0])}, r"AspectBuckets needs each picture's size"),
+        (
+            {"edges": (1.5, 0.5), "sizes": [(8, 8)] * 3},
+            r"sampler\.edges: \[1\.5, 0\.5\]; accepted: .* rising",
+        ),
+        ({"edges": (1.0,)}, r"sampler\.sizes: .*; accepted: 2 pairs"),
+    ],
+)
+def test_buckets_say_what_they_cannot_do(options, message):
+    with pytest.raises(UserError, match=message):
+        AspectBuckets(**{"labels": np.zeros(2), "aspects": np.ones(2), "batch_size": 2, "seed": 0} | options)
+
+
+def test_aspects_are_height_over_width_and_0_where_nobody_knows():
+    columns = {"file": ["a", "b", "c"], "label": ["x"] * 3}
+    assert aspects(from_columns("plain", "/data", columns)) is None
+    sized = from_columns(
+        "sized", "/data", columns | {"width": ["40", "30", None], "height": ["30", "0", "2"]}
+    )
+    assert aspects(sized).tolist() == [0.75, 0, 0]
+    odd = from_columns("odd", "/data", columns | {"width": ["wide", "1", "1"], "height": ["1", "1", "1"]})
+    assert aspects(odd).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 3), (2, 3), (4, 1)])

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from guie.data.bad_images import BadImages
+from guie.data.buckets import Sized, aspects, at_size
 from guie.data.pixels import PixelCache, open_pixels
 from guie.data.sampling import Sampler, oriented, rank_slots
 from guie.data.warp import cached_preprocess
@@ -35,15 +36,16 @@ class Piece(NamedTuple):
 
 
 def sampler_facts(manifest: Manifest, *, orientations: int = 1) -> dict[str, Any]:
-    """Return what a sampler must know of the rows: labels, domains (N,) and domain_names.
+    """Return what a sampler must know of the rows: labels, domains, aspects (N,) and domain_names.
 
     With `orientations` 4 or 8 there are as many times N rows: row 8i+o is picture i turned by o % 4 quarters
     and, from o = 4 on, mirrored first; its class is 8*label+o.
     """
-    labels, domains = manifest.labels, manifest.domains
+    labels, domains, shapes = manifest.labels, manifest.domains, aspects(manifest)
     if orientations > 1:
         labels, domains = oriented(labels, orientations), np.repeat(domains, orientations)
-    return {"labels": labels, "domains": domains, "domain_names": manifest.domain_names}
+        shapes = None if shapes is None else np.repeat(shapes, orientations)
+    return {"labels": labels, "domains": domains, "domain_names": manifest.domain_names, "aspects": shapes}
 
 
 class Loader:
@@ -52,7 +54,8 @@ class Loader:
     `augment` is a sample stage (bytes -> picture) or a batch stage (`Warp`), which needs `pixels`.
     `workers=0` prepares `prefetch` pieces ahead in one thread; more are processes that make whole pieces,
     and a killed one ends the run with an error, it does not hang. `device`: where a batch stage computes.
-    `orientations`: the one the sampler was given in `sampler_facts`.
+    `orientations`: the one the sampler was given in `sampler_facts`. A `Sized` sampler says how large the
+    pictures of each step are.
     """
 
     def __init__(  # noqa: PLR0913  (options of one thing, most by name)
@@ -74,6 +77,8 @@ class Loader:
             raise UserError(
                 f"augment: {type(augment).__name__} works on cached pictures; accepted: pixels=PixelCache"
             )
+        if isinstance(sampler, Sized):
+            at_size(augment, sampler.size_px(0))  # what cannot change its size is refused here
         self.sampler, self.augment = sampler, augment
         self.workers, self.prefetch, self.timeout_s = workers, prefetch, timeout_s
         self.device = torch.device(device)
@@ -178,16 +183,22 @@ class _Rows:
         self.labels, self.domains = manifest.labels, manifest.domains
         self.known_bad: dict[int, str] = dict(pixels.bad) if pixels else {}
 
-    def piece(self, chosen: np.ndarray, step: int, slots: np.ndarray) -> Piece:
-        """Return the piece of virtual rows `chosen` (B,) at `slots` (B,) of the global batch of `step`."""
+    def piece(
+        self, chosen: np.ndarray, step: int, slots: np.ndarray, size_px: tuple[int, int] | None = None
+    ) -> Piece:
+        """Return the piece of virtual rows `chosen` (B,) at `slots` (B,) of the global batch of `step`.
+
+        `size_px`: (height, width) instead of the net's own.
+        """
         rows, orientation = np.divmod(chosen, self.orientations)
-        draws = self.augment.draws(self.seed, step, slots)
+        augment = self.augment if size_px is None else at_size(self.augment, size_px)
+        draws = augment.draws(self.seed, step, slots)
         failures: list[tuple[int, str]] = []
         if self.pixels is not None:
             rows = np.array([self._good(int(row)) for row in rows]) if self.known_bad else rows
             images = self.pixels[rows]
         else:
-            read = [self._read(int(row), u, failures) for row, u in zip(rows, draws, strict=True)]
+            read = [self._read(int(row), u, augment, failures) for row, u in zip(rows, draws, strict=True)]
             rows, images, draws = (
                 np.array([row for row, _ in read]),
                 np.stack([image for _, image in read]),
@@ -202,12 +213,14 @@ class _Rows:
     def _good(self, row: int) -> int:
         return next(other for other in self._candidates(row) if other not in self.known_bad)
 
-    def _read(self, row: int, u: np.ndarray, failures: list[tuple[int, str]]) -> tuple[int, np.ndarray]:
+    def _read(
+        self, row: int, u: np.ndarray, augment: Any, failures: list[tuple[int, str]]
+    ) -> tuple[int, np.ndarray]:
         for other in self._candidates(row):
             if other in self.known_bad:
                 continue
             try:
-                return other, self.augment(self.manifest.read(other), u)
+                return other, augment(self.manifest.read(other), u)
             except BadImage as error:
                 self.known_bad[other] = str(error)
                 failures.append((other, str(error)))
@@ -230,7 +243,8 @@ class _Pieces(Dataset):
     def __getitem__(self, number: int) -> Piece:
         step, part = divmod(number, len(self.slots))
         slots = self.slots[part]
-        return self.rows.piece(self.sampler.batch(step)[slots], step, slots)
+        size_px = self.sampler.size_px(step) if isinstance(self.sampler, Sized) else None
+        return self.rows.piece(self.sampler.batch(step)[slots], step, slots, size_px)
 
 
 def _single_thread() -> ThreadPoolExecutor:

@@ -50,10 +50,12 @@ class Shuffled:
         """Return the rows of the global batch, (batch_size,) int64."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:  # only a memory of the last answer: the order is a function of the epoch
-            order = permutation(self.seed, epoch, self.num_rows)
-            order = np.repeat(order, self.views)
-            self._epoch, self._order = epoch, np.resize(order, max(len(order), self.batch_size))
-        return self._order[place * self.batch_size : (place + 1) * self.batch_size]
+            order = _narrow(permutation(self.seed, epoch, self.num_rows))
+            order = np.repeat(order, self.views) if self.views > 1 else order
+            if len(order) < self.batch_size:
+                order = np.resize(order, self.batch_size)
+            self._epoch, self._order = epoch, order
+        return self._order[place * self.batch_size : (place + 1) * self.batch_size].astype(np.int64)
 
 
 class PerClass:
@@ -170,8 +172,8 @@ class DomainWeighted:
     ):
         _positive(batch_size, labels)
         self.batch_size, self.seed = batch_size, seed
-        self._rows, self._starts = _grouped(domains)
-        sizes = np.diff(self._starts)
+        self._rounds = Rounds(domains, seed + 1)
+        sizes = self._rounds.sizes
         self.shares = _shares(weights, power, sizes, list(domain_names))
         self.steps_per_epoch = max(1, len(labels) // batch_size)
 
@@ -185,19 +187,66 @@ class DomainWeighted:
         counts = np.bincount(
             np.searchsorted(edges / edges[-1], comb, side="right"), minlength=len(self.shares)
         )
-        rows = np.concatenate([self._next(d, step, int(n)) for d, n in enumerate(counts)])
+        # each domain goes on from about where the steps before have come to
+        firsts = (step * self.batch_size * self.shares).astype(np.int64)
+        rows = np.concatenate([self._rounds.take(d, int(firsts[d]), int(n)) for d, n in enumerate(counts)])
         return rows[permutation(self.seed + 2, step, self.batch_size)]
 
-    def _next(self, domain: int, step: int, count: int) -> np.ndarray:
-        """Return the next rows of one domain from about where the steps before it have come to."""
-        rows = self._rows[self._starts[domain] : self._starts[domain + 1]]
-        places = int(step * self.batch_size * self.shares[domain]) + np.arange(count)
-        turns = np.unique(places // max(1, len(rows)))
-        orders = {
-            int(turn): permutation(self.seed + 1, int(turn) * 4096 + domain, len(rows)) for turn in turns
+
+class DomainRoundRobin:
+    """Each batch from one domain, the domains in turn: every domain once, in a new order, before any again.
+
+    Within a domain the rows go round in a new order each time; a small domain's rows so come more often than
+    a large one's (the round-robin sampling of UnED; Ypsilantis et al., ICCV 2023).
+    """
+
+    def __init__(self, *, labels: np.ndarray, domains: np.ndarray, batch_size: int, seed: int):
+        _positive(batch_size, labels)
+        self.batch_size, self.seed = batch_size, seed
+        self._rounds = Rounds(domains, seed + 1)
+        self._present = np.flatnonzero(self._rounds.sizes)
+        self.steps_per_epoch = max(1, len(labels) // batch_size)
+
+    def domain(self, step: int) -> int:
+        """Return the id of the domain whose step this is."""
+        turn, place = divmod(step, len(self._present))
+        return int(self._present[permutation(self.seed, turn, len(self._present))[place]])
+
+    def batch(self, step: int) -> np.ndarray:
+        """Return the rows of the global batch, (batch_size,) int64."""
+        first = step // len(self._present) * self.batch_size
+        return self._rounds.take(self.domain(step), first, self.batch_size)
+
+
+class Rounds:
+    """The rows of each group in an endless order: all of them once, then all again in a new order.
+
+    `sizes` (G,): rows per group. An order is a function of seed, group and turn; the last are remembered.
+    """
+
+    def __init__(self, groups: np.ndarray, seed: int):
+        self._rows, self._starts = _grouped(groups)
+        self.sizes, self.seed = np.diff(self._starts), seed
+        self._orders: dict[int, dict[int, np.ndarray]] = {}
+
+    def take(self, group: int, first: int, count: int) -> np.ndarray:
+        """Return the rows at places first..first+count-1 of a group's endless order, (count,) int64."""
+        size = max(1, int(self.sizes[group]))
+        turns, places = np.divmod(first + np.arange(count), size)
+        known = self._orders.get(group, {})
+        used = {
+            turn: known[turn] if turn in known else self._order(group, turn, size)
+            for turn in map(int, np.unique(turns))
         }
-        picked = [orders[int(place // len(rows))][place % len(rows)] for place in places]
-        return rows[np.asarray(picked, np.int64)]
+        if used:
+            self._orders[group] = used
+        picked = np.zeros(count, np.int64)
+        for turn, order in used.items():
+            picked[turns == turn] = order[places[turns == turn]]
+        return self._rows[self._starts[group] + picked].astype(np.int64)
+
+    def _order(self, group: int, turn: int, size: int) -> np.ndarray:
+        return _narrow(permutation(self.seed, turn * 4096 + group, size))
 
 
 def rank_slots(batch_size: int, rank: int = 0, world: int = 1, accumulate: int = 1) -> np.ndarray:
@@ -245,6 +294,11 @@ def _positive(batch_size: int, labels: np.ndarray) -> None:
         raise UserError(f"trainer.batch_size: {batch_size}; accepted: 1 or more")
     if len(labels) == 0:
         raise UserError("sampler: no rows to train on; accepted: a data set with split=train rows")
+
+
+def _narrow(order: np.ndarray) -> np.ndarray:
+    """Return it in 4 bytes a row: every worker holds one of its own."""
+    return order.astype(np.int32) if len(order) < 2**31 else order
 
 
 def _grouped(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
