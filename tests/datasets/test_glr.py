@@ -1,5 +1,7 @@
 """Google Landmarks, on miniatures in the layouts of v1, v2, the competition of 2021 and GUIE's shards."""
 
+import shutil
+
 import pytest
 import tfrecord
 
@@ -100,6 +102,13 @@ def test_shards_are_listed_record_by_record(tmp_path):
     assert found.domain_names == ["landmark"] and set(found.splits) == {"train"}
     with pytest.raises(UserError, match=r"dataset subset: 'v2c' for the shards in .*; accepted: v2"):
         glr2021(str(tmp_path), "v2c", data_root="x")
+
+
+def test_shards_that_tensorflow_wrote_are_listed(shared, tmp_path):
+    shutil.copy(shared / "formats" / "tfrecords" / "guie-glr2021-train-00-20.tfrec", tmp_path)
+    found = glr2021(str(tmp_path), data_root="x")
+    assert len(found) == 20 and found.label_names == ["10691", "10692"]
+    assert found.read(19).startswith(b"\xff\xd8")
 
 
 def test_v1_leaves_out_pictures_without_landmark(tmp_path):
