@@ -1,0 +1,72 @@
+"""Whether two pictures show the same thing: matches of local features that agree on one geometry."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from guie.local.features import Keypoints
+
+MIN_MATCHES = 4  # a homography has no fewer
+
+
+class Verified(NamedTuple):
+    """`inliers`: how many matches agree; `matrix` (3,3) takes places of the first picture to the second."""
+
+    inliers: int
+    matrix: np.ndarray | None
+
+
+NOTHING = Verified(0, None)
+
+
+def match(first: Keypoints, second: Keypoints, ratio: float = 0.85) -> np.ndarray:
+    """Return pairs (M,2) of mutual nearest descriptors, nearer than `ratio` times the second nearest."""
+    if len(first.xy) < 2 or len(second.xy) < 2:
+        return np.empty((0, 2), np.int64)
+    cosines = first.descriptors @ second.descriptors.T
+    best = cosines.argmax(axis=1)
+    rows = np.arange(len(best))
+    nearest = cosines[rows, best]
+    runner_up = np.partition(cosines, -2, axis=1)[:, -2]
+    clear = np.maximum(2 - 2 * nearest, 0) < ratio**2 * np.maximum(2 - 2 * runner_up, 0)
+    mutual = cosines.argmax(axis=0)[best] == rows
+    kept = np.flatnonzero(clear & mutual)
+    return np.stack([kept, best[kept]], axis=1)
+
+
+def verify(
+    first: Keypoints,
+    second: Keypoints,
+    *,
+    model: Literal["homography", "affine"] = "homography",
+    tolerance_px: float = 4.0,
+    trials: int = 1000,
+    ratio: float = 0.85,
+    seed: int = 0,
+) -> Verified:
+    """Return how many matches one transformation explains within `tolerance_px`.
+
+    A homography by MAGSAC++ (Barath et al., CVPR 2020) or an affine map by RANSAC. Equal for equal `seed`.
+    """
+    import cv2
+
+    pairs = match(first, second, ratio)
+    if len(pairs) < MIN_MATCHES:
+        return NOTHING
+    source, target = first.xy[pairs[:, 0]], second.xy[pairs[:, 1]]
+    cv2.setRNGSeed(seed)
+    if model == "homography":
+        matrix, mask = cv2.findHomography(
+            source, target, cv2.USAC_MAGSAC, tolerance_px, maxIters=trials, confidence=0.999
+        )
+    else:
+        found, mask = cv2.estimateAffine2D(
+            source, target, method=cv2.RANSAC, ransacReprojThreshold=tolerance_px, maxIters=trials
+        )
+        matrix = None if found is None else np.vstack([found, [0.0, 0.0, 1.0]])
+    if matrix is None or mask is None:
+        return NOTHING
+    inliers = int(mask.sum())
+    return Verified(inliers, matrix) if inliers >= MIN_MATCHES else NOTHING
