@@ -141,6 +141,16 @@ def test_a_validation_set_is_drawn_from_the_large_classes():
     assert len(found.split("train")) == 31
 
 
+def test_the_validation_pictures_of_a_smaller_list_are_those_of_a_larger():
+    small = rules.PickVal(5)(made())
+    large = rules.ValOf(small)(made(SIZES | {"g": 20, "b": 30}))
+    assert set(large.split("val").files) == set(small.split("val").files) and len(large) == 78
+    with pytest.raises(UserError, match=r"ValOf\.of: 0 val pictures .*, 0 of them here; accepted"):
+        rules.ValOf(made())(made())
+    with pytest.raises(UserError, match=r"ValOf\.of: 5 val pictures below /data/two, 5 of them here"):
+        rules.ValOf(rules.PickVal(5)(made(root="/data/two")))(made())
+
+
 def test_classes_of_an_evaluation_set_leave_training_but_not_the_test():
     other = made({"b": 1, "e": 2, "f": 1}, split=["query", "index", "train", "index"], name="other")
     own = ["train"] * 30 + ["test"] * 5
@@ -174,6 +184,7 @@ def test_labels_splits_and_domains_can_be_given_anew():
     assert set(rules.SetSplit("train")(manifest).splits) == {"train"}
     half = rules.SetSplit("val", of=["index"])(manifest)
     assert half.splits.tolist() == ["query"] * 30 + ["val"] * 5
+    assert len(rules.KeepSplits(["val"])(half)) == 5
     assert rules.SetDomain("food")(manifest).domain_names == ["food"]
 
 

@@ -224,6 +224,17 @@ class DropDomains:
 
 
 @dataclass(frozen=True)
+class KeepSplits:
+    """Keep the rows of these splits."""
+
+    splits: Sequence[str]
+
+    def __call__(self, manifest: Manifest) -> Manifest:
+        """Return these rows."""
+        return manifest.select(of_splits(manifest, self.splits))
+
+
+@dataclass(frozen=True)
 class KeepLabels:
     """Keep the rows, of every split, whose `column` (label, super_label ...) is one of `labels`."""
 
@@ -259,8 +270,7 @@ class ExcludeLabelsOf:
     splits: Sequence[str] = ("query", "index", "test")
 
     def __post_init__(self):
-        if not isinstance(self.of, Manifest):
-            raise UserError(f"ExcludeLabelsOf.of: {self.of!r}; accepted: a data set, {{_target_: ..., ...}}")
+        _manifest(self)
 
     def __call__(self, manifest: Manifest) -> Manifest:
         """Return the rows of the other classes."""
@@ -352,6 +362,27 @@ class PickVal:
 
 
 @dataclass(frozen=True)
+class ValOf:
+    """Give the split val to the pictures that are val in `of`, another list of the same folder, nested."""
+
+    of: Any
+
+    def __post_init__(self):
+        _manifest(self)
+
+    def __call__(self, manifest: Manifest) -> Manifest:
+        """Return all rows; UserError where that data set's validation pictures are not among them."""
+        val = self.of.split("val")
+        mask = np.isin(row_keys(manifest, 0), row_keys(val, 0))
+        if not mask.any() or self.of.root != manifest.root:
+            raise UserError(
+                f"dataset {manifest.name}: ValOf.of: {len(val)} val pictures below {self.of.root}, "
+                f"{int(mask.sum())} of them here; accepted: a list of the same folder, a rule giving it val"
+            )
+        return recoded(manifest, "split", mask, "val")
+
+
+@dataclass(frozen=True)
 class SetSplit:
     """Give the rows of the splits `of` (empty: all) the split `split`: a test set taken for training, say."""
 
@@ -404,8 +435,7 @@ class Distractors:
     seed: int = 0
 
     def __post_init__(self):
-        if not isinstance(self.of, Manifest):
-            raise UserError(f"Distractors.of: {self.of!r}; accepted: a data set, {{_target_: ..., ...}}")
+        _manifest(self)
         if self.images is not None:
             _whole(self, "images", 1)
 
@@ -439,6 +469,13 @@ def _with_values(rule: Any, manifest: Manifest) -> np.ndarray:
     values = _column(rule, manifest, rule.column)
     _known(rule, "labels", wanted, values.unique().to_pylist())
     return pc.is_in(values, pa.array(wanted)).to_numpy(zero_copy_only=False)
+
+
+def _manifest(rule: Any) -> None:
+    if not isinstance(rule.of, Manifest):
+        raise UserError(
+            f"{type(rule).__name__}.of: {rule.of!r}; accepted: a data set, {{_target_: ..., ...}}"
+        )
 
 
 def _whole(rule: Any, key: str, least: int) -> None:
