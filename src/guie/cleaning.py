@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -21,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from guie import embeddings
+from guie.build import build
 from guie.datasets.known import FACTS, MANIFEST
 from guie.datasets.manifest import Manifest
 from guie.durable import replace_file
@@ -38,13 +41,63 @@ NO_KEYPOINTS = Keypoints(np.empty((0, 2), np.float32), np.empty((0, 128), np.flo
 Job = tuple[Manifest, np.ndarray, "Cleaning"]
 
 
+def clean_configured(cfg: Mapping[str, Any], notice: Any) -> None:
+    """Clean the training rows of `dataset` by the embeddings of `ckpt`, or saved ones; print what is left."""
+    from guie import assembly
+
+    settings = build(cfg["cleaning"], where="cleaning").check()
+    if not cfg["out"]:
+        raise UserError("out: not given; accepted: a new folder for the cleaned list")
+    out = Path(cfg["out"]).expanduser()
+    rows = assembly.training_rows(assembly.manifests(cfg["dataset"], cfg["data_root"]))
+    rows, vectors = _embedded(cfg, rows, out, notice)
+    left = clean(
+        *(rows, vectors, settings, out),
+        workers=cfg["workers"] or len(os.sched_getaffinity(0)),
+        progress=partial(notice, "verifying labels"),
+    )
+    found = json.loads((out / REPORT).read_text())
+    for what in ("images", "classes"):
+        print(f"{what:8} {found[what]['before']:>12,} -> {found[what]['after']:,}")
+    print(f"{left.name}: {out / MANIFEST}")
+
+
+def _embedded(cfg: Mapping[str, Any], rows: Manifest, out: Path, notice: Any) -> tuple[Manifest, np.ndarray]:
+    """Return the rows that have embeddings, and these."""
+    if cfg["embeddings"]:
+        found = embeddings.load(Path(cfg["embeddings"]).expanduser())
+    elif cfg["ckpt"]:
+        from guie import assembly
+        from guie.embed import Reader, embed
+        from guie.train.distributed import pick_device
+
+        embedder, _ = assembly.trained_embedder(Path(cfg["ckpt"]).expanduser())
+        out.mkdir(parents=True, exist_ok=True)
+        device = pick_device(cfg["device"])
+        reader = Reader(device=device, threads=cfg["threads"])
+        told = partial(notice, f"embedding {rows.name}")
+        found = embed(embedder.to(device), rows, reader, folder=out, progress=told)
+    else:
+        raise UserError(
+            "ckpt: not given; accepted: a run or checkpoint, or embeddings=PATH of the same pictures"
+        )
+    place = {name: number for number, name in enumerate(found.files)}
+    names = embeddings.picture_names(rows, np.arange(len(rows)))
+    kept = [i for i, name in enumerate(names) if name in place]
+    if not kept:
+        raise UserError(
+            f"embeddings: none of the {len(rows)} training pictures; accepted: those of the same set"
+        )
+    return rows.select(kept), found.vectors[[place[names[i]] for i in kept]]
+
+
 @dataclass(frozen=True)
 class Cleaning:
     """What makes a label believed.
 
     Of the `neighbours` nearest pictures at most `candidates` of the same label are compared. One agrees with
-    at least `min_inliers` matches of one affine map; `min_support` must agree. Classes left with fewer than
-    `min_images` go. `max_px` and `max_keypoints` bound the local features.
+    at least `min_inliers` matches of one affine map, within `tolerance_px`; `min_support` must agree. Classes
+    left with fewer than `min_images` go. `max_px` and `max_keypoints` bound the local features.
     """
 
     neighbours: int = 1000
@@ -52,6 +105,7 @@ class Cleaning:
     min_inliers: int = 30
     min_support: int = 3
     min_images: int = 2
+    tolerance_px: float = 10.0
     max_px: int = 800
     max_keypoints: int = 1000
 
@@ -204,7 +258,8 @@ def shard_support(job: Job) -> np.ndarray:
         pair = (min(a, b), max(a, b))
         if pair not in agreed:
             first, second = features(pair[0]), features(pair[1])
-            agreed[pair] = verify(first, second, model="affine").inliers >= settings.min_inliers
+            found = verify(first, second, model="affine", tolerance_px=settings.tolerance_px)
+            agreed[pair] = found.inliers >= settings.min_inliers
         return agreed[pair]
 
     support = np.zeros(len(rows), np.int32)

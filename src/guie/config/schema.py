@@ -30,6 +30,7 @@ GROUPS = (
     "trainer",
     "tracker",
     "hw",
+    "cleaning",
 )
 PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
 PATH_KEYS |= {"path", "pattern"}
@@ -98,7 +99,43 @@ class Export:
     seed: int = 0
 
 
-COMMANDS = {"train": Train, "eval": Eval, "export": Export}
+@dataclass
+class Prepare:
+    """Keys of guie-prepare: what to prepare from where, and what counts as a finding."""
+
+    dataset: Any = field(default_factory=dict)
+    raw: str | None = None
+    out: str | None = None
+    data_root: str = "data"
+    workers: int | None = None
+    max_bad_share: float = 0.01
+    min_images: int = 2
+    near_bits: int = 4
+    preview: bool = True
+    overwrite: bool = False
+    seed: int = 0
+
+
+@dataclass
+class Clean:
+    """Keys of guie-clean beside its groups."""
+
+    dataset: Any = field(default_factory=dict)
+    cleaning: Any = MISSING
+    ckpt: str | None = None
+    embeddings: str | None = None
+    out: str | None = None
+    data_root: str = "data"
+    device: str = "auto"
+    threads: int | None = None
+    workers: int | None = None
+    seed: int = 0
+
+
+COMMANDS = {"train": Train, "eval": Eval, "export": Export, "prepare": Prepare, "clean": Clean}
+
+# The parameter of a data set that names its raw files, and so takes guie-prepare's `raw`: the first it has.
+PLACES = ("path", "pattern", "root")
 
 
 def register(command: str, folders: list[Path]) -> None:
@@ -107,7 +144,7 @@ def register(command: str, folders: list[Path]) -> None:
     store.store(name=f"_{command}", node=COMMANDS[command])
     groups = [entry.name for entry in fields(COMMANDS[command]) if entry.name in GROUPS]
     for group, name, target in targets(folders, groups):
-        node: Any = node_of(target)
+        node: Any = node_of(target, may_lack=place_of(target) if command == "prepare" else None)
         if group == "dataset":
             node = {name: node}  # a dict: several data sets stand side by side
         store.store(group=group, name=f"_{name}", node=node)
@@ -123,11 +160,22 @@ def targets(folders: list[Path], groups: Sequence[str] = GROUPS) -> Iterator[tup
                     yield group, path.stem, match.group(1)
 
 
-def node_of(target: str) -> type:
-    """Return a dataclass of the config values of `target`, with their types and defaults."""
+def place_of(target: str) -> str | None:
+    """Return which parameter of a data set names its raw files, None where it needs none."""
+    names = {parameter.name for parameter in building.signature(target) if not parameter.fact}
+    return next((name for name in PLACES if name in names), None)
+
+
+def node_of(target: str, *, may_lack: str | None = None) -> type:
+    """Return a dataclass of the config values of `target`, with their types and defaults.
+
+    The parameter `may_lack` has the default None instead of none: another key gives it.
+    """
     members: list[tuple[str, Any, Any]] = [("_target_", str, field(default=target))]
     for parameter in building.signature(target):
-        if not parameter.fact:
+        if parameter.name == may_lack and parameter.default == building.REQUIRED:
+            members.append((parameter.name, str | None, field(default=None)))
+        elif not parameter.fact:
             members.append((parameter.name, annotation(parameter.annotation), _default(parameter.default)))
     return make_dataclass(target.rpartition(".")[2], members)
 
