@@ -74,7 +74,8 @@ def _shard(path: Path) -> _Source:
     found = _SHARD.fullmatch(path.name)
     if not found:
         raise UserError(
-            f"{path}: a name without set and split; accepted: names like sop.test.tfrecord or sop.train.tfrecord-00000-of-00005"
+            f"{path}: a name without set and split; accepted: names like sop.test.tfrecord or "
+            "sop.train.tfrecord-00000-of-00005"
         )
     folder = _split(path.parent.name)
     return _Source(path, found[1], folder or _split(found[2]) or _unknown(path, found[2]))
