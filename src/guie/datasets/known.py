@@ -8,6 +8,7 @@ is one is opened instead of listed again.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ import pyarrow.compute as pc
 from guie.datasets.manifest import Manifest, from_columns, open_manifest
 from guie.datasets.rules import Rules, apply
 from guie.errors import UserError
+
+log = logging.getLogger("guie")
 
 MANIFEST, TRUTH, FACTS = "manifest.parquet", "truth.parquet", "prepared.json"
 
@@ -32,7 +35,7 @@ class Listing:
     """What a raw folder holds: `columns` of the manifest (file, label, optionally entry, domain, split ...).
 
     `truth`, where the protocol states pairs instead of labels: columns query and item (files as in the
-    manifest), relation (one of RELATIONS) and usage (one of USAGES).
+    manifest), relation (one of RELATIONS) and usage (one of USAGES). `notes` are told when it is listed.
     """
 
     columns: Mapping[str, Any]
@@ -73,6 +76,8 @@ def opened(place: Path, name: str) -> Manifest:
 
 
 def _from_listing(name: str, place: Path, listing: Listing) -> Manifest:
+    for note in listing.notes:
+        log.info("dataset %s: %s", name, note)
     manifest = from_columns(name, place, listing.columns)
     if listing.truth is not None:
         manifest.truth = checked_truth(listing.truth, name)
