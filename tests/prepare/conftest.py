@@ -1,0 +1,28 @@
+import logging
+
+import pytest
+from miniature import faulty_sop
+
+from guie.cli import prepare
+from guie.config.compose import composed
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Return the miniature with its faults."""
+    return faulty_sop(tmp_path / "raw")
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Return a call that runs guie-prepare on its checked config and gives the folder."""
+    log = logging.getLogger("guie")
+    before = (list(log.handlers), log.level, log.propagate)
+
+    def run(*overrides, out="out"):
+        places = [f"out={tmp_path / out}", f"data_root={tmp_path / 'data'}"]
+        prepare.run(composed("prepare", [*places, "workers=1", *map(str, overrides)]))
+        return tmp_path / out
+
+    yield run
+    log.handlers, log.level, log.propagate = before
