@@ -27,9 +27,11 @@ def integers(seed: int, step: int, slots: np.ndarray) -> np.ndarray:
     return (uniforms(seed, step, slots, 1)[:, 0] * 2**32).astype(np.int64)
 
 
-def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Return a permutation (n,) int64 that is a function of seed and epoch."""
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, epoch % 2**64])).permutation(n)
+def permutation(seed: int, epoch: int, n: int, dtype: type[np.signedinteger] = np.int64) -> np.ndarray:
+    """Return a permutation (n,) that is a function of seed and epoch, the same for every `dtype`."""
+    order = np.arange(n, dtype=dtype)
+    np.random.Generator(np.random.Philox(key=[seed % 2**64, epoch % 2**64])).shuffle(order)
+    return order
 
 
 def _chain(state: np.ndarray, value: int) -> np.ndarray:

@@ -50,7 +50,7 @@ class Shuffled:
         """Return the rows of the global batch, (batch_size,) int64."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:  # only a memory of the last answer: the order is a function of the epoch
-            order = _narrow(permutation(self.seed, epoch, self.num_rows))
+            order = _order(self.seed, epoch, self.num_rows)
             order = np.repeat(order, self.views) if self.views > 1 else order
             if len(order) < self.batch_size:
                 order = np.resize(order, self.batch_size)
@@ -235,7 +235,7 @@ class Rounds:
         turns, places = np.divmod(first + np.arange(count), size)
         known = self._orders.get(group, {})
         used = {
-            turn: known[turn] if turn in known else self._order(group, turn, size)
+            turn: known[turn] if turn in known else _order(self.seed, turn * 4096 + group, size)
             for turn in map(int, np.unique(turns))
         }
         if used:
@@ -244,9 +244,6 @@ class Rounds:
         for turn, order in used.items():
             picked[turns == turn] = order[places[turns == turn]]
         return self._rows[self._starts[group] + picked].astype(np.int64)
-
-    def _order(self, group: int, turn: int, size: int) -> np.ndarray:
-        return _narrow(permutation(self.seed, turn * 4096 + group, size))
 
 
 def rank_slots(batch_size: int, rank: int = 0, world: int = 1, accumulate: int = 1) -> np.ndarray:
@@ -296,9 +293,9 @@ def _positive(batch_size: int, labels: np.ndarray) -> None:
         raise UserError("sampler: no rows to train on; accepted: a data set with split=train rows")
 
 
-def _narrow(order: np.ndarray) -> np.ndarray:
-    """Return it in 4 bytes a row: every worker holds one of its own."""
-    return order.astype(np.int32) if len(order) < 2**31 else order
+def _order(seed: int, turn: int, size: int) -> np.ndarray:
+    """Return a permutation in 4 bytes a row where they do: every worker holds one of its own."""
+    return permutation(seed, turn, size, np.int32 if size < 2**31 else np.int64)
 
 
 def _grouped(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
