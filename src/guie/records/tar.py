@@ -106,7 +106,7 @@ def _walk(path: Path, content: mmap.mmap | bytes) -> Iterator[Member]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (info := archive.next()) is not None:
-                archive.members.clear()  # tarfile would keep every header
+                archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
                 last = info.name
                 if not info.isdir():
                     yield _checked(path, info, len(content))
