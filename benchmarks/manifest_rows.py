@@ -83,9 +83,7 @@ def main() -> None:
         held, mapped = answers.get()
         worker.join()
         print(f"a forked worker: {held / rows:.2f} private bytes a row; asked: below {ASK_BYTES:.0f}")
-        print(
-            f"({held / 2**20:.1f} MiB in all; {mapped / rows:.1f} a row are pages of the mapped copy)"
-        )
+        print(f"({held / 2**20:.1f} MiB in all; {mapped / rows:.1f} a row are pages of the mapped copy)")
 
 
 if __name__ == "__main__":

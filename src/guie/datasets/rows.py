@@ -100,8 +100,10 @@ def _prefixed(files: pa.ChunkedArray, old: Path, new: Path) -> pa.ChunkedArray:
 
 def moved_truth(manifest: Manifest, root: Path) -> pa.Table | None:
     """Return the protocol's pairs with files relative to `root`."""
-    truth = manifest.truth
-    for column in ("query", "item") if truth is not None else ():
+    truth: pa.Table | None = manifest.truth
+    if truth is None:
+        return None
+    for column in ("query", "item"):
         moved = _prefixed(truth[column], manifest.root, root).cast(pa.string())
         truth = truth.set_column(truth.column_names.index(column), column, moved)
     return truth
