@@ -9,6 +9,7 @@ import pytest
 
 from guie.errors import UserError
 from guie.images import BadImage
+from guie.records import tar as module
 from guie.records.pictures import Pictures
 from guie.records.tar import BadArchive, TarArchive
 
@@ -95,6 +96,56 @@ def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
         BadArchive, match=rf"x\.tar: damaged at byte {header} after member 'a\.jpg'; accepted"
     ):
         TarArchive(path)
+
+
+def both_ways(path):
+    """Return the members by the fast way (None where it gives up) and by tarfile (the mistake's text)."""
+    content = path.read_bytes()
+    try:
+        walked = list(module._walk(path, content))
+    except BadArchive as error:
+        walked = str(error)
+    return module._usual_members(content), walked
+
+
+def usual(path, form, mtime=0, names=("a.jpg", "shop/0/b.cls", "é.json")):
+    with tarfile.open(path, "w", format=form) as archive:
+        folder = special("shop", tarfile.DIRTYPE)
+        for info in (folder, *(special(name, size=number * 400) for number, name in enumerate(names))):
+            info.mtime = mtime
+            archive.addfile(info, io.BytesIO(b"x" * info.size))
+    return path
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("mtime", [0, 1700000000.25])
+def test_usual_archives_are_read_the_fast_way(tmp_path, form, mtime):
+    names = ["a.jpg", "shop/0/b.cls", "c.json"] + ["d/" * 40 + "e" * 90] * (form == tarfile.USTAR_FORMAT)
+    fast, walked = both_ways(usual(tmp_path / "x.tar", form, mtime, names))
+    assert fast == walked and [member.name for member in fast] == names
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_names_are_left_to_tarfile(tmp_path, form):
+    fast, walked = both_ways(usual(tmp_path / "x.tar", form, names=["a.jpg", LONG]))
+    assert fast is None and [member.name for member in walked] == ["a.jpg", LONG]
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_no_changed_byte_of_a_header_makes_the_fast_way_differ(tmp_path, form):
+    path = usual(tmp_path / "x.tar", form, 1700000000.25 if form == tarfile.PAX_FORMAT else 0)
+    whole = path.read_bytes()
+    headers = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b"ustar"]
+    refused = 0
+    for at in (header + place for header in headers[1:4] for place in range(512)):
+        if whole[at] == 0 and at % 13:  # most of a header is empty: some of it is enough
+            continue
+        for value in (0, ord("1"), whole[at] ^ 128):
+            path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+            fast, walked = both_ways(path)
+            assert fast is None or fast == walked
+            refused += isinstance(walked, str)
+    assert refused
 
 
 @pytest.mark.parametrize(
