@@ -191,7 +191,7 @@ def _claimed(out: Path, rows: Manifest, vectors: np.ndarray, settings: Cleaning)
     if (out / MANIFEST).exists():
         raise UserError(f"out: {out} is finished; accepted: a new folder")
     work, key = out / "work", out / "work" / "key.json"
-    digest = hashlib.sha256(np.ascontiguousarray(vectors, dtype=np.float32)).hexdigest()[:16]
+    digest = hashlib.sha256(np.ascontiguousarray(vectors, dtype=np.float32).data).hexdigest()[:16]
     mine = {**asdict(settings), "rows": rows.fingerprint(), "vectors": digest}
     if key.exists() and json.loads(key.read_text()) != mine:
         other = json.loads(key.read_text())

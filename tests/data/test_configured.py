@@ -18,7 +18,7 @@ def names(group):
 def test_every_augmentation_makes_batches_from_its_yaml(name, pictures, tmp_path):
     spec = Preprocess((16, 16))
     cfg = composed("train", [f"augment={name}"])
-    augment = build(cfg["augment"], where="augment", preprocess=spec, num_steps=8)
+    augment = build(cfg["augment"], where="augment", preprocess=spec, num_steps=8, pictures=pictures)
     sampler = build(cfg["sampler"], where="sampler", **sampler_facts(pictures), batch_size=8, seed=0)
     loader = train_loader(pictures, sampler, augment, preprocess=spec, seed=0, cache_dir=tmp_path / "cache")
     batches = list(loader.batches(0, 2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,11 +27,13 @@ def sift(image: np.ndarray, max_px: int = 800, max_keypoints: int = 1000) -> Key
     if scale < 1:
         size = (max(1, round(wide * scale)), max(1, round(high * scale)))
         grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-    points, descriptors = cv2.SIFT_create(nfeatures=max_keypoints).detectAndCompute(grey, None)
+    detector: Any = cv2.SIFT_create(nfeatures=max_keypoints)  # type: ignore[attr-defined]
+    points, descriptors = detector.detectAndCompute(grey, None)
     if descriptors is None:
         return Keypoints(np.empty((0, 2), np.float32), np.empty((0, 128), np.float32))
     # SIFT_create keeps ties beyond the wanted number
     order = np.argsort([-point.response for point in points], kind="stable")[:max_keypoints]
-    xy = np.array([points[i].pt for i in order], np.float32) * np.float32([wide, high]) / grey.shape[::-1]
+    enlarged = np.array([wide / grey.shape[1], high / grey.shape[0]])
+    xy = np.array([points[i].pt for i in order]) * enlarged
     shares = descriptors[order] / np.maximum(descriptors[order].sum(axis=1, keepdims=True), 1e-7)
     return Keypoints(xy.astype(np.float32), np.sqrt(shares, dtype=np.float32))
