@@ -58,7 +58,7 @@ def prepare(cfg: Mapping[str, Any], place: str | None, notice: Notice) -> Path:
             notice=notice,
         )
         work.finished.mkdir()
-        found = _write(work.finished, manifest, facts, source.name, cfg, notice)
+        found = _write(work.finished, source, manifest, facts, cfg, notice)
         work.publish()
     print("\n".join(summary.lines(found)))
     print(f"prepared    {out}")
@@ -129,26 +129,24 @@ def _source(cfg: Mapping[str, Any], place: str | None) -> _Source:
 
 
 def _write(
-    folder: Path, manifest: Manifest, facts: Facts, name: str, cfg: Mapping[str, Any], notice: Notice
+    folder: Path, source: _Source, manifest: Manifest, facts: Facts, cfg: Mapping[str, Any], notice: Notice
 ) -> dict[str, Any]:
     """Fill the folder and return the summary."""
     good = np.setdiff1d(np.arange(len(manifest)), np.fromiter(facts.reasons, np.int64))
     if not len(good):
         raise UserError(
-            f"dataset {name}: none of {len(manifest):,} pictures can be used; accepted: at least one"
+            f"dataset {source.name}: none of {len(manifest):,} pictures can be used; accepted: at least one"
         )
     kept, kept_facts = manifest.select(good), facts.of(good)
-    kept = Manifest(name, manifest.root, with_facts(kept.table, kept_facts), manifest.truth)
+    kept = Manifest(source.name, manifest.root, with_facts(kept.table, kept_facts), manifest.truth)
     notice("looking for duplicates", 0, 0)
     codes = duplicates.content_codes(kept_facts.sha256)
     torn = duplicates.under_two_labels(codes, kept.labels)
     hashes = (kept_facts.phash, kept_facts.structured)
     leaks = duplicates.leaks(codes, *hashes, kept.splits, cfg["near_bits"])
     copies = len(codes) - len(np.unique(codes))
-    found = summary.summarised(
-        kept, bad=len(facts.reasons), copies=copies, torn=torn, found=leaks, min_images=cfg["min_images"]
-    )
-    found["leakage"]["near_bits"] = cfg["near_bits"]
+    limits = {key: cfg[key] for key in ("near_bits", "min_images")}
+    found = summary.summarised(kept, bad=len(facts.reasons), copies=copies, torn=torn, found=leaks, **limits)
     kept.write(folder / MANIFEST)
     _write_truth(folder / TRUTH, manifest, facts)
     list_bad(folder / "bad_images.csv", manifest, facts.reasons)
@@ -160,9 +158,9 @@ def _write(
 
         notice("drawing the preview", 0, 0)
         write_preview(folder / "preview.html", kept, found, leaks, seed=cfg["seed"])
-    node = {key: value for key, value in cfg["dataset"][name].items() if key != "rules"}
+    settings = {key: value for key, value in source.node.items() if key != "rules"}
     root = str(manifest.root.resolve())
-    _write_json(folder / FACTS, {"format": 1, "dataset": name, "root": root, "settings": node})
+    _write_json(folder / FACTS, {"format": 1, "dataset": source.name, "root": root, "settings": settings})
     return found
 
 

@@ -5,6 +5,7 @@ from miniature import faulty_sop
 
 from guie.cli import prepare
 from guie.config.compose import composed
+from guie.prepare import shards
 
 
 @pytest.fixture
@@ -26,3 +27,18 @@ def prepared(tmp_path):
 
     yield run
     log.handlers, log.level, log.propagate = before
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Return the list of the pictures that are read from now on, in shards of three."""
+    monkeypatch.setattr(shards, "SHARD_ROWS", 3)
+    files = []
+    whole = shards.measure_shard
+
+    def counted(task, pictures):
+        files.extend(file for file, _ in task.places)
+        return whole(task, pictures)
+
+    monkeypatch.setattr(shards, "measure_shard", counted)
+    return files

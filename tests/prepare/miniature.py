@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+SOP = ("dataset=sop", "max_bad_share=0.1")
 HEADER = "image_id class_id super_class_id path\n"
 
 

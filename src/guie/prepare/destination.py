@@ -5,6 +5,7 @@ Beside OUT, `.OUT.preparing` holds the unfinished work: shards to go on from, an
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,15 @@ class Workplace:
         self.folder = out.with_name(f".{out.name}.preparing")
         self.shards = self.folder / "shards"
         self.finished = self.folder / "finished"
+        self.replaced = self.folder / "replaced"
         self.published = False
+
+    def clear(self) -> None:
+        """Remove what a killed job was about to publish; give back what it was about to replace."""
+        shutil.rmtree(self.finished, ignore_errors=True)
+        if self.replaced.exists() and not self.out.exists():
+            self.replaced.rename(self.out)
+        shutil.rmtree(self.replaced, ignore_errors=True)
 
     def publish(self) -> None:
         """Give `finished` its name, in the place of an older one."""
@@ -34,7 +43,7 @@ class Workplace:
             sync(path)
         sync(self.finished)
         if self.out.exists():
-            self.out.rename(self.folder / "replaced")
+            self.out.rename(self.replaced)
         self.finished.rename(self.out)
         self.published = True
         sync(self.out.parent)
@@ -56,10 +65,16 @@ def opened(out: Path, *, overwrite: bool) -> Iterator[Workplace]:
         raise UserError(f"out: cannot write {out} ({error.strerror}); accepted: a writable folder") from None
     try:
         with FileLock(work.folder / "lock", timeout=0):
-            for left in (work.finished, work.folder / "replaced"):
-                shutil.rmtree(left, ignore_errors=True)
+            work.clear()
             try:
                 yield work
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise UserError(
+                    f"out: {error.strerror} while writing {out}; what was read is kept; accepted: the same "
+                    "command again where there is room"
+                ) from None
             finally:
                 if work.published or not work.shards.is_dir():
                     shutil.rmtree(work.folder, ignore_errors=True)

@@ -16,7 +16,7 @@ import io
 import os
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -56,8 +56,8 @@ class Facts:
 
     def of(self, rows: np.ndarray) -> Facts:
         """Return the facts of some rows (M,), all of them good."""
-        arrays = (self.width, self.height, self.sha256, self.phash, self.structured)
-        return Facts(*(array[rows] for array in arrays), reasons={})
+        sizes = (self.width[rows], self.height[rows])
+        return Facts(*sizes, self.sha256[rows], self.phash[rows], self.structured[rows], {})
 
 
 class Shard(NamedTuple):
@@ -85,7 +85,7 @@ def examined(
             shards), files changed meanwhile, or a process was killed.
 
     """
-    shards = planned(manifest, folder, max_bad_share)
+    shards = planned(manifest, folder, notice, max_bad_share)
     folder.mkdir(parents=True, exist_ok=True)
     missing = [shard for shard in shards if not shard.path.exists()]
     done = sum(shard.stop - shard.start for shard in shards) - sum(s.stop - s.start for s in missing)
@@ -102,11 +102,11 @@ def examined(
     finished = [shard for shard in shards if shard.path.exists()]
     facts = _joined(finished)
     _refuse_bad(manifest, facts, folder.parent / "bad_images.csv", max_bad_share)
-    _refuse_changed(manifest, shards, folder)
+    _refuse_changed(manifest, shards, planned(manifest, folder, notice))
     return facts
 
 
-def planned(manifest: Manifest, folder: Path, max_bad_share: float = 1.0) -> list[Shard]:
+def planned(manifest: Manifest, folder: Path, notice: Notice, max_bad_share: float = 1.0) -> list[Shard]:
     """Return all shards under their names; UserError where too many files are missing."""
     shards, root, missing, first = [], str(manifest.root), 0, ""
     for start in range(0, len(manifest), SHARD_ROWS):
@@ -115,6 +115,7 @@ def planned(manifest: Manifest, folder: Path, max_bad_share: float = 1.0) -> lis
         gone = [file for file, _ in places if states[file] is None]
         missing, first = missing + len(gone), first or (gone[0] if gone else "")
         digest = hashlib.blake2b(repr((_FORMAT, places, states)).encode(), digest_size=12).hexdigest()
+        notice("looking at the files", start + len(places), len(manifest))
         shards.append(Shard(start, start + len(places), folder / f"{start:010d}-{digest}.npz"))
     if missing > max_bad_share * len(manifest):
         raise UserError(
@@ -155,12 +156,14 @@ def measure_shard(task: Task, pictures: Pictures) -> tuple[Shard, int]:
     file = io.BytesIO()
     bad = (np.array(list(reasons), np.int64), np.array(list(reasons.values()), dtype=str))
     arrays = {"width": sizes[0], "height": sizes[1], "sha256": shas, "phash": hashes}
-    np.savez(file, structured=structured, bad_rows=bad[0], bad_reasons=bad[1], **arrays)  # type: ignore[arg-type]
+    np.savez(file, structured=structured, bad_rows=bad[0], bad_reasons=bad[1], **arrays)
     replace_file(task.shard.path, file.getvalue())
     return task.shard, len(reasons)
 
 
-def _measured(manifest: Manifest, shards: list[Shard], workers: int) -> Iterator[tuple[Shard, int]]:
+def _measured(
+    manifest: Manifest, shards: list[Shard], workers: int
+) -> Generator[tuple[Shard, int], None, None]:
     """Yield each shard when its file is written, with the number of bad pictures."""
     tasks = (Task(shard, _places(manifest, shard.start, shard.stop)) for shard in shards)
     if min(workers, len(shards)) <= 1:
@@ -234,7 +237,8 @@ def _state(path: str) -> tuple[int, int] | None:
 
 def _joined(shards: list[Shard]) -> Facts:
     """Read the shards' files, one behind the other; rows of shards that are missing are left out."""
-    parts, reasons = [], {}
+    parts: list[dict[str, np.ndarray]] = []
+    reasons: dict[int, str] = {}
     for shard in shards:
         try:
             with shard.path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -267,9 +271,9 @@ def _refuse_bad(manifest: Manifest, facts: Facts, path: Path, max_bad_share: flo
     )
 
 
-def _refuse_changed(manifest: Manifest, shards: list[Shard], folder: Path) -> None:
-    """Compare the files with what they were when the job began; a new name of a shard is another content."""
-    for before, now in zip(shards, planned(manifest, folder), strict=True):
+def _refuse_changed(manifest: Manifest, begun: list[Shard], ended: list[Shard]) -> None:
+    """Compare the shards' names as the job began and as it ended: another name is another file behind it."""
+    for before, now in zip(begun, ended, strict=True):
         if before.path != now.path:
             places = _places(manifest, before.start, before.stop)
             first, last = manifest.root / places[0][0], manifest.root / places[-1][0]

@@ -15,12 +15,20 @@ _EXAMPLES = 5
 
 
 def summarised(
-    manifest: Manifest, *, bad: int, copies: int, torn: Sequence[np.ndarray], found: Leaks, min_images: int
+    manifest: Manifest,
+    *,
+    bad: int,
+    copies: int,
+    torn: Sequence[np.ndarray],
+    found: Leaks,
+    near_bits: int,
+    min_images: int,
 ) -> dict[str, Any]:
     """Return the counts of a manifest (good pictures only) as plain values for summary.json.
 
     `bad` pictures were left out; `copies` have the bytes of an earlier picture; `torn` are groups of rows
-    with the same bytes and several labels. Distractors are images, but no class.
+    with the same bytes and several labels; `found` leaks differ in at most `near_bits`. Distractors are
+    images, but no class.
     """
     splits = manifest.splits
     parts = {name: splits == name for name in SPLITS if (splits == name).any()}
@@ -39,6 +47,7 @@ def summarised(
             "evaluated": evaluated,
             "identical": int(found.exact.sum()),
             "near": int((~found.exact).sum()),
+            "near_bits": near_bits,
         },
         "small_classes": small_classes(manifest, min_images),
     }
