@@ -2,8 +2,10 @@
 
 import csv
 import hashlib
+import io
 import json
 import re
+import tarfile
 
 import pytest
 from miniature import HEADER, SOP, faulty_sop, picture, state_of, write_sop
@@ -133,6 +135,20 @@ def test_records_stay_in_their_shards(shared, prepared, tmp_path):
     )
     again = assembly.manifests(cfg["dataset"], str(tmp_path / "data"))["csv"]
     assert again.read(59) == data and set(again.splits) == {"train", "test"}
+
+
+def test_pictures_stay_in_their_archives(prepared, tmp_path):
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "a-000.tar", "w") as archive:
+        for number in range(4):
+            for end, data in (("jpg", picture(number)), ("cls", str(number // 2).encode())):
+                member = tarfile.TarInfo(f"{number:04d}.{end}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    out = prepared("dataset=tar", f"raw={tmp_path}/shards/*.tar")
+    table = parquet.read_table(out / "manifest.parquet").to_pydict()
+    assert table["file"] == ["a-000.tar"] * 4 and table["entry"][3] == "0003.jpg"
+    assert table["sha256"][3] == hashlib.sha256(picture(3)).hexdigest()
 
 
 def test_a_folder_per_class(prepared, tmp_path, capsys):

@@ -53,8 +53,9 @@ def under_two_labels(codes: np.ndarray, labels: np.ndarray) -> list[np.ndarray]:
     """Return the rows of each content (codes (N,)) that has more than one label (N,), in order of rows."""
     if not len(codes):
         return []
-    pairs = np.unique(np.stack([codes, labels]), axis=1)
-    contents, counts = np.unique(pairs[0], return_counts=True)
+    num_labels = int(labels.max()) + 1
+    pairs = np.unique(codes * num_labels + labels)
+    contents, counts = np.unique(pairs // num_labels, return_counts=True)
     torn = contents[counts > 1]
     rows = np.flatnonzero(np.isin(codes, torn))
     rows = rows[np.argsort(codes[rows], kind="stable")]
