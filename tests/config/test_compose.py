@@ -11,14 +11,14 @@ from guie.errors import UserError
 
 GROUP_FILES = sorted((group, name) for group, name, _ in targets([directory()]))
 PRESETS = sorted(path.stem for path in (directory() / "exp").glob("*.yaml"))
-REQUIRED = {"folder": "root", "csv": "path", "tfrecord": "pattern"}
+REQUIRED = {"folder": "root", "csv": "path", "tfrecord": "pattern", "tar": "pattern"}
 
 
 @pytest.mark.parametrize(("group", "name"), GROUP_FILES)
 def test_every_yaml_composes(group, name):
     choice = [f"{group}=[{name}]"] if group == "dataset" else [f"{group}={name}"]
     needed = [f"dataset.{name}.{REQUIRED[name]}=x"] if group == "dataset" and name in REQUIRED else []
-    cfg = composed("train", choice + needed)
+    cfg = composed("clean" if group == "cleaning" else "train", choice + needed)
     node = cfg["dataset"][name] if group == "dataset" else cfg[group]
     assert node["_target_"].startswith("guie.")
 
@@ -30,7 +30,7 @@ def test_every_preset_composes_and_says_its_command(name):
     assert f"guie-train +exp={name}" in header
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "export"])
+@pytest.mark.parametrize("command", ["train", "eval", "export", "prepare", "clean"])
 def test_every_command_composes_without_arguments(command):
     assert "seed" in composed(command, ["pt=x"] if command == "export" else [])
 
@@ -129,7 +129,7 @@ def console(command: str, *arguments: str, code: str = BLOCKED) -> subprocess.Co
     )
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "export"])
+@pytest.mark.parametrize("command", ["train", "eval", "export", "prepare", "clean"])
 def test_help_answers_without_the_heavy_packages(command):
     done = console(command, "--help")
     assert done.returncode == 0, done.stderr
