@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from guie.build import build
+from guie.datasets.known import refuse_other
 from guie.datasets.manifest import Manifest, concatenate
 from guie.errors import UserError
 
@@ -17,6 +18,8 @@ def manifests(nodes: Mapping[str, Any], data_root: str, *, key: str = "dataset")
     """Return the manifest of every node by name; one that is missing is an error."""
     if not nodes:
         raise UserError(f"{key}: nothing chosen; accepted: a name, or a list in brackets")
+    for name, node in nodes.items():
+        refuse_other(name, node, data_root)
     return {
         name: build(node, where=f"{key}.{name}", data_root=str(Path(data_root).expanduser()))
         for name, node in nodes.items()

@@ -75,6 +75,20 @@ def opened(place: Path, name: str) -> Manifest:
     return manifest
 
 
+def refuse_other(name: str, node: Mapping[str, Any], data_root: str) -> None:
+    So gldv2 prepared with subset=v2c is not taken for v2x. Rules are not among them: they act at opening.
+
+    So gldv2 prepared with subset=v2c is not taken for v2x. Rules are not among the settings: they act later.
+    """
+    path = Path(data_root).expanduser() / Path(str(node.get("root") or "")).expanduser() / FACTS
+    if not node.get("root") or not path.exists():
+        return
+    prepared = json.loads(path.read_text()).get("settings", {})
+    for key, value in prepared.items():
+        if key not in ("root", "rules") and key in node and node[key] != value:
+            raise UserError(f"{path}: prepared with {key}={value}; accepted by dataset.{name}: {node[key]}")
+
+
 def _from_listing(name: str, place: Path, listing: Listing) -> Manifest:
     for note in listing.notes:
         log.info("dataset %s: %s", name, note)
