@@ -76,9 +76,9 @@ def opened(place: Path, name: str) -> Manifest:
 
 
 def refuse_other(name: str, node: Mapping[str, Any], data_root: str) -> None:
-    So gldv2 prepared with subset=v2c is not taken for v2x. Rules are not among them: they act at opening.
+    """Raise UserError where the config's `root` was prepared as another set or with other settings.
 
-    So gldv2 prepared with subset=v2c is not taken for v2x. Rules are not among the settings: they act later.
+    So gldv2 prepared with subset=v2c is not taken for v2x. Rules are not among them: they act at opening.
     """
     path = Path(data_root).expanduser() / Path(str(node.get("root") or "")).expanduser() / FACTS
     if not node.get("root") or not path.exists():
