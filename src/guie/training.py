@@ -107,7 +107,9 @@ def prepare(
         loader.steps_per_epoch,
         evaluate=lambda model, step: here.on_main(lambda: _evaluated(bench, model)),
         features=settings.cache_features,
-        refit=partial(_refit, cfg, rows, folder, here, notice) if settings.refit_shrinkage else None,
+        refit=partial(_refit, cfg, loader.bad_images, folder, here, notice)
+        if settings.refit_shrinkage
+        else None,
     )
     return Job(cfg, folder, here, task, settings, hardware, _run(cfg, folder, embedder, start, here), bench)
 
@@ -157,17 +159,19 @@ def _batches(
 
 
 def _refit(
-    cfg: Mapping[str, Any], rows: Manifest, folder: Path, here: World, notice: Any, embedder: Any
+    cfg: Mapping[str, Any], bad_images: Any, folder: Path, here: World, notice: Any, embedder: Any
 ) -> None:
     """Refit the neck to the features of the training pictures as evaluation sees them."""
     from guie.models.refit import refit
 
+    rows = bad_images.manifest
     with TemporaryDirectory(dir=folder, prefix=".refit-") as own:
         cache = embed.cache_features(
             embedder,
             rows,
             assembly.cache_folder(cfg) if cfg["trainer"]["cache_features"] else Path(own),
             embed.Reader(device=here.device, threads=cfg["hw"]["threads"]),
+            bad_images=bad_images,
             progress=partial(notice, "features for the neck"),
         )
         refit(embedder.neck, cache.features[0], rows.labels, cfg["trainer"]["refit_shrinkage"])
