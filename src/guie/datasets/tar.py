@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from guie.datasets.folder import PICTURES, held_out
-from guie.datasets.manifest import Manifest, from_columns, open_manifest
+from guie.datasets import shards
+from guie.datasets.folder import PICTURES
+from guie.datasets.manifest import Manifest
 from guie.datasets.rules import Rules, apply
 from guie.errors import UserError
 from guie.records.tar import TAR_ENDS, Member, TarArchive
@@ -42,20 +42,12 @@ def tar(  # noqa: PLR0913  (the keys of configs/dataset/tar.yaml)
     """
     base = Path(data_root).expanduser()
     root, archives = _archives(pattern, base)
-    seen = [(path.relative_to(root).as_posix(), path.stat()) for path in archives]
-    settings = (label_key, domain, split, test_classes, seed, str(root))
-    state = repr((settings, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in seen]))
-    kept = base / ".guie" / f"tar-{hashlib.sha256(state.encode()).hexdigest()[:16]}.parquet"
-    if not kept.exists():
-        columns = pictures(root, archives, label_key)
-        labels = columns["label"]
-        columns["domain"] = [domain] * len(labels)
-        unseen = held_out(labels, test_classes, seed) if split == "auto" else set()
-        other = "train" if split == "auto" else split
-        columns["split"] = ["test" if label in unseen else other for label in labels]
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        from_columns(root.name, root, columns).write(kept)
-    return apply(rules, open_manifest(kept, root, root.name, cache_dir=kept.parent))
+    settings = (label_key, domain, split, test_classes, seed)
+
+    def read() -> shards.Columns:
+        return shards.completed(pictures(root, archives, label_key), domain, split, test_classes, seed)
+
+    return apply(rules, shards.listed_once("tar", root, archives, base, settings, read))
 
 
 def pictures(root: Path, archives: list[Path], label_key: str | None = None) -> dict[str, list[str]]:
@@ -77,15 +69,8 @@ def pictures(root: Path, archives: list[Path], label_key: str | None = None) -> 
 
 
 def _archives(pattern: str, base: Path) -> tuple[Path, list[Path]]:
-    """Return the deepest folder without a wildcard, and the archives below it, sorted."""
-    parts = (base / Path(pattern).expanduser()).parts
-    wild = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
-    root = Path(*parts[:wild])
-    found = sorted(path for path in root.glob("/".join(parts[wild:])) if path.is_file())
-    if not found:
-        raise UserError(
-            f"dataset.tar.pattern: nothing at {Path(*parts)}; accepted: a glob pattern of tar archives"
-        )
+    """Return the pattern's folder and its archives; UserError for files of another kind."""
+    root, found = shards.found("dataset.tar.pattern", pattern, base, "tar archives")
     wrong = next((path for path in found if not path.name.lower().endswith(TAR_ENDS)), None)
     if wrong:
         raise UserError(

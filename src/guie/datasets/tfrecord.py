@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from guie.datasets.folder import held_out
-from guie.datasets.manifest import Manifest, from_columns, open_manifest
+from guie.datasets import shards
+from guie.datasets.manifest import Manifest
 from guie.datasets.rules import Rules, apply
 from guie.errors import UserError
 from guie.records.tfrecord import TFRecordFile
@@ -39,39 +38,18 @@ def tfrecord(  # noqa: PLR0913  (the keys of configs/dataset/tfrecord.yaml)
         UserError: no shard found, a record without a label, a shard that is cut short.
 
     """
-    root, shards = _shards(pattern, Path(data_root).expanduser())
-    seen = [(shard.relative_to(root).as_posix(), shard.stat()) for shard in shards]
-    settings = (label_key, domain, split, test_classes, seed, str(root))
-    state = repr((settings, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in seen]))
-    kept = (
-        Path(data_root).expanduser()
-        / ".guie"
-        / f"tfrecord-{hashlib.sha256(state.encode()).hexdigest()[:16]}.parquet"
-    )
-    if not kept.exists():
-        columns = records(root, shards, label_key)
-        columns["domain"] = [domain] * len(columns["label"])
-        columns["split"] = _splits(columns["label"], split, test_classes, seed)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        from_columns(root.name, root, columns).write(kept)
-    return apply(rules, open_manifest(kept, root, root.name, cache_dir=kept.parent))
+    base = Path(data_root).expanduser()
+    root, files = shards.found("dataset.tfrecord.pattern", pattern, base, "shards")
+    settings = (label_key, domain, split, test_classes, seed)
+
+    def read() -> shards.Columns:
+        return shards.completed(records(root, files, label_key), domain, split, test_classes, seed)
+
+    return apply(rules, shards.listed_once("tfrecord", root, files, base, settings, read))
 
 
-def _shards(pattern: str, base: Path) -> tuple[Path, list[Path]]:
-    """Return the deepest folder without a wildcard, and the shards below it, sorted."""
-    parts = (base / Path(pattern).expanduser()).parts
-    wild = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts) - 1)
-    root = Path(*parts[:wild])
-    found = sorted(path for path in root.glob("/".join(parts[wild:])) if path.is_file())
-    if not found:
-        raise UserError(
-            f"dataset.tfrecord.pattern: nothing at {Path(*parts)}; accepted: a glob pattern of shards"
-        )
-    return root, found
-
-
-def records(root: Path, shards: list[Path], label_key: str | None = None) -> dict[str, list[str]]:
-    """Return columns file (relative to `root`), entry (record number) and label of all records of `shards`.
+def records(root: Path, files: list[Path], label_key: str | None = None) -> dict[str, list[str]]:
+    """Return columns file (relative to `root`), entry (record number) and label of all records of `files`.
 
     A label is under `label_key`, else under the first of LABEL_KEYS that the record has.
 
@@ -80,7 +58,7 @@ def records(root: Path, shards: list[Path], label_key: str | None = None) -> dic
 
     """
     columns: dict[str, list[str]] = {"file": [], "entry": [], "label": []}
-    for shard in shards:
+    for shard in files:
         labels = list(_labels(shard, label_key))
         columns["file"] += [shard.relative_to(root).as_posix()] * len(labels)
         columns["entry"] += [str(number) for number in range(len(labels))]
@@ -98,10 +76,10 @@ def guie_records(place: Path, labels: range) -> dict[str, list[str]]:
         UserError: a shard with another number of records, or a label outside `labels`.
 
     """
-    shards = sorted(place.glob("*-train-*.tfrec"))
-    columns = records(place, shards, "image/class/label")
+    files = sorted(place.glob("*-train-*.tfrec"))
+    columns = records(place, files, "image/class/label")
     found = Counter(columns["file"])
-    for shard in shards:
+    for shard in files:
         stated = shard.stem.rsplit("-", 1)[-1]
         if stated.isdecimal() and found[shard.name] != int(stated):
             raise UserError(
@@ -127,9 +105,3 @@ def _labels(shard: Path, label_key: str | None) -> Iterator[str]:
             )
         value = values[0]
         yield value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _splits(labels: list[str], split: str, test_classes: float, seed: int) -> list[str]:
-    unseen = held_out(labels, test_classes, seed) if split == "auto" else set()
-    other = "train" if split == "auto" else split
-    return ["test" if label in unseen else other for label in labels]

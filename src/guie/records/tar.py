@@ -6,14 +6,10 @@ links) is refused all the same: it is not what a data set is published as.
 
 from __future__ import annotations
 
-import gzip
 import io
 import mmap
 import os
-import shutil
 import tarfile
-import tempfile
-import zlib
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -22,6 +18,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from guie.errors import UserError
+from guie.records.unpacked import DAMAGED, unpacked
 
 TAR_ENDS = (".tar", ".tar.gz", ".tgz")
 _GZIP = b"\x1f\x8b\x08"
@@ -223,11 +220,7 @@ def _mapped(path: Path) -> mmap.mmap | bytes:
 
 
 def _unpacked(path: Path, file: IO[bytes]) -> mmap.mmap | bytes:
-    with tempfile.TemporaryFile() as plain:
-        try:
-            with gzip.open(file) as packed:
-                shutil.copyfileobj(packed, plain, 1 << 20)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise BadArchive(f"{path}: damaged gzip data ({error}); {_ACCEPTED}") from None
-        plain.flush()
-        return mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ) if plain.tell() else b""
+    try:
+        return unpacked(file)
+    except DAMAGED as error:
+        raise BadArchive(f"{path}: damaged gzip data ({error}); {_ACCEPTED}") from None

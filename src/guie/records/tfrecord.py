@@ -6,13 +6,9 @@ endian; the payload is usually a serialised `tf.train.Example`.
 
 from __future__ import annotations
 
-import gzip
 import mmap
 import os
-import shutil
 import struct
-import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +17,7 @@ import numpy as np
 from crc32c import crc32c
 
 from guie.errors import UserError
+from guie.records.unpacked import DAMAGED, unpacked
 
 Feature = list[bytes] | list[int] | list[float]
 
@@ -307,16 +304,10 @@ def _is_gzip(head: bytes) -> bool:
 
 
 def _unpacked(path: Path, file: IO[bytes]) -> mmap.mmap | bytes:
-    with tempfile.TemporaryFile() as plain:
-        try:
-            with gzip.open(file) as packed:
-                shutil.copyfileobj(packed, plain, 1 << 20)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise BadRecord(f"{path}: record 0 at byte 0: damaged gzip data: {error}") from None
-        if plain.tell() == 0:
-            return b""
-        plain.flush()
-        return mmap.mmap(plain.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        return unpacked(file)
+    except DAMAGED as error:
+        raise BadRecord(f"{path}: record 0 at byte 0: damaged gzip data: {error}") from None
 
 
 def _opened(path: Path, verify: bool) -> TFRecordFile:
