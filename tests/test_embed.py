@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from guie.data.bad_images import BadImages
+from guie.data.mixup import Mixup
 from guie.data.sampling import Shuffled
 from guie.datasets.manifest import from_columns
 from guie.embed import CachedBatches, Reader, Views, augmented_views, cache_features, embed, space_id
@@ -152,6 +153,34 @@ def test_views_are_kept_apart_and_drawn_as_a_function_of_the_step(embedder, mani
         np.testing.assert_array_equal(batch.labels, manifest.labels[batch.ids])
     used = {tuple(map(float, row)) for batch in straight for row in batch.images}
     assert len(used) > N  # more than one view of some pictures
+
+
+def test_mixup_blends_rows_of_the_global_batch_as_a_function_of_the_step(embedder, manifest, tmp_path):
+    cached = cache_features(embedder, manifest, tmp_path / "c", READER)
+    labels, domains = manifest.labels, manifest.domains
+    sampler = Shuffled(labels=labels, domains=domains, batch_size=8, seed=1)
+    mixup = Mixup(alpha=1.0, p=0.5, stop=30, seed=5)
+    source = CachedBatches(cached, sampler, labels, domains, seed=5, mixup=mixup)
+    straight = list(source.batches(0, 40))
+    blended = [batch for batch in straight if batch.mixed is not None]
+    assert 5 < len(blended) < 25
+    assert all(batch.mixed is None for batch in straight[30:])
+    features = torch.from_numpy(cached.features[0].astype(np.float32))
+    for batch in blended:
+        mixed = batch.mixed
+        expected = mixed.share * features[batch.ids] + (1 - mixed.share) * features[mixed.ids]
+        torch.testing.assert_close(batch.images, expected)
+        assert sorted(mixed.ids.tolist()) == sorted(batch.ids.tolist())
+        np.testing.assert_array_equal(mixed.labels, labels[mixed.ids])
+    assert len({float(batch.mixed.share) for batch in blended}) == len(blended)
+    later = next(source.batches(7, 8))
+    torch.testing.assert_close(later.images, straight[7].images, rtol=0, atol=0)
+    halves = [list(source.batches(0, 40, rank, 2)) for rank in (0, 1)]
+    for step, batch in enumerate(straight):
+        pair = [halves[rank][step] for rank in (0, 1)]
+        torch.testing.assert_close(torch.cat([b.images for b in pair]), batch.images, rtol=0, atol=0)
+        if batch.mixed is not None:
+            assert torch.cat([b.mixed.labels for b in pair]).tolist() == batch.mixed.labels.tolist()
 
 
 def test_rows_without_features_are_replaced_by_their_class(embedder, manifest, tmp_path):

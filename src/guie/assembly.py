@@ -56,12 +56,37 @@ def embedder(cfg: Mapping[str, Any]) -> Any:
     return Embedder(backbone, pool, neck)
 
 
-def head(cfg: Mapping[str, Any], embed_dim: int, num_classes: int) -> Any:
-    """Return the head with its class weights; equal for equal `seed`."""
+def head(cfg: Mapping[str, Any], embedder: Any, rows: Manifest, num_classes: int) -> Any:
+    """Return the head with its class weights; equal for equal `seed`.
+
+    Its facts: `embed_dim`, `feature_dim` (of the pooled feature), and what the rows say of the classes, see
+    `class_facts`.
+    """
     import torch
 
     torch.manual_seed(cfg["seed"] + 1)
-    return build(cfg["head"], where="head", embed_dim=embed_dim, num_classes=num_classes)
+    facts = class_facts(rows, num_classes)
+    widths = {"embed_dim": embedder.embed_dim, "feature_dim": embedder.backbone.out_dim}
+    return build(cfg["head"], where="head", **widths, **facts)
+
+
+def class_facts(rows: Manifest, num_classes: int) -> dict[str, Any]:
+    """Return num_classes C, class_counts (C,) int64, class_domains (C,) int64 and domain_names.
+
+    Orientations that count as classes of their own have the count and domain of their picture's class.
+    """
+    import numpy as np
+
+    orientations = num_classes // max(1, rows.num_classes)
+    counts = np.bincount(rows.labels, minlength=rows.num_classes)
+    domains = np.zeros(rows.num_classes, np.int64)
+    domains[rows.labels] = rows.domains
+    return {
+        "num_classes": num_classes,
+        "class_counts": np.repeat(counts, orientations),
+        "class_domains": np.repeat(domains, orientations),
+        "domain_names": list(rows.domain_names),
+    }
 
 
 def loader(
@@ -96,6 +121,16 @@ def loader(
         orientations=orientations,
         workers=workers(cfg, augment),
     )
+
+
+def mixup(settings: Any, num_steps: int, seed: int) -> Any:
+    """Return what blends cached features as `trainer.mixup_*` say, None where it is off."""
+    from guie.data.mixup import Mixup
+
+    if not settings.mixup_alpha:
+        return None
+    stop = round(settings.mixup_until * num_steps)
+    return Mixup(settings.mixup_alpha, settings.mixup_p, stop, seed)
 
 
 def workers(cfg: Mapping[str, Any], augment: Any) -> int:

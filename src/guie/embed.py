@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from guie import checkpoint
 from guie.data.bad_images import BadImages
 from guie.data.draws import uniforms
+from guie.data.mixup import Mixup
 from guie.data.pixels import PixelCache
 from guie.data.sampling import Sampler, rank_slots
 from guie.datasets.manifest import Manifest
@@ -33,7 +34,7 @@ from guie.embeddings import from_manifest
 from guie.errors import UserError
 from guie.images import BadImage
 from guie.resize import load
-from guie.types import Batch, Embeddings
+from guie.types import Batch, Embeddings, Mixed
 
 Progress = Callable[[int, int], None]
 Forward = Callable[[Tensor], Tensor]
@@ -167,6 +168,7 @@ class CachedBatches:
     """Batches whose `images` are cached features (B,F) float32; the view is drawn from (seed, step, slot).
 
     A row without features is replaced by the next of its class that has some, else by the next of any.
+    With `mixup` both rows' features are blended, each seen in the view of the slot that it falls to.
     """
 
     cache: FeatureCache
@@ -174,18 +176,30 @@ class CachedBatches:
     labels: np.ndarray
     domains: np.ndarray
     seed: int
+    mixup: Mixup | None = None
 
     def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield one rank's share of each step's batch, steps start..stop-1."""
         slots = rank_slots(self.sampler.batch_size, rank, world)[0]
         instead = _replacements(self.cache.good, self.labels)
         for step in range(start, stop):
-            rows = instead[self.sampler.batch(step)[slots]]
+            batch = instead[self.sampler.batch(step)]
+            rows = batch[slots]
             draws = uniforms(self.seed, step, slots, 1)[:, 0]
             view = (draws * len(self.cache.features)).astype(np.int64)
-            features = self.cache.features[view, rows].astype(np.float32)
-            columns = (features, self.labels[rows], self.domains[rows], rows)
-            yield Batch(*map(torch.from_numpy, columns))
+            features, mixed = self._features(view, rows), None
+            drawn = self.mixup.drawn(step, len(batch)) if self.mixup else None
+            if drawn is not None:
+                partners, share = batch[drawn[0][slots]], np.float32(drawn[1])
+                features = share * features + (1 - share) * self._features(view, partners)
+                mixed = Mixed(*self._named(partners), torch.tensor(share))
+            yield Batch(torch.from_numpy(features), *self._named(rows), mixed=mixed)
+
+    def _features(self, view: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return self.cache.features[view, rows].astype(np.float32)
+
+    def _named(self, rows: np.ndarray) -> Iterator[Tensor]:
+        return map(torch.from_numpy, (self.labels[rows], self.domains[rows], rows))
 
 
 def _replacements(good: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ OUT/bad_images.csv        pictures that cannot be used, each with its reason
 OUT/label_conflicts.csv   the same bytes under several labels
 OUT/leakage.csv           evaluated pictures that are in training, too
 OUT/preview.html          pictures and class sizes to look at
+OUT/augment.html          with preview=AUGMENTATION: pictures as training would show them
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ import numpy as np
 import pyarrow as pa
 
 from guie import assembly
-from guie.build import signature
-from guie.datasets.known import FACTS, MANIFEST, TRUTH
+from guie.build import build, signature
+from guie.datasets.known import FACTS, MANIFEST, TRUTH, opened, refuse_other
 from guie.datasets.manifest import Manifest
+from guie.datasets.published import published
 from guie.durable import write_durably
 from guie.errors import UserError
 from guie.prepare import destination, duplicates, summary
 from guie.prepare.shards import Facts, Notice, examined, list_bad
+from guie.types import Preprocess
 
 
 def prepare(cfg: Mapping[str, Any], place: str | None, notice: Notice) -> Path:
@@ -46,6 +49,14 @@ def prepare(cfg: Mapping[str, Any], place: str | None, notice: Notice) -> Path:
     source = _source(cfg, place)
     out = Path(cfg["out"]).expanduser().absolute()
     source.refuse(out)
+    if not (cfg["augment"] and (out / FACTS).exists() and not cfg["overwrite"]):
+        _prepare(source, out, cfg, place, notice)
+    if cfg["augment"]:
+        _draw_sheet(source, out, cfg, notice)
+    return out
+
+
+def _prepare(source: _Source, out: Path, cfg: Mapping[str, Any], place: str | None, notice: Notice) -> None:
     with destination.opened(out, overwrite=cfg["overwrite"]) as work:
         data_root = source.data_root or str(work.folder / "listing")
         manifest = assembly.manifests({source.name: source.node}, data_root)[source.name]
@@ -65,7 +76,25 @@ def prepare(cfg: Mapping[str, Any], place: str | None, notice: Notice) -> Path:
     if cfg["preview"]:
         print(f"preview     {out / 'preview.html'}")
     print(f"train on it guie-train {_way_back(source, place, out, manifest.root.resolve())}")
-    return out
+
+
+def _draw_sheet(source: _Source, out: Path, cfg: Mapping[str, Any], notice: Notice) -> None:
+    """Draw the augmentation's page from the prepared folder."""
+    import yaml
+
+    from guie.prepare.sheet import write_sheet
+
+    refuse_other(source.name, {**source.node, "root": str(out)}, str(out))
+    rows = opened(out, source.name)
+    rows = rows.split("train") if "train" in rows.splits else rows
+    preprocess = Preprocess()
+    facts = {"preprocess": preprocess, "pictures": rows, "num_steps": 1}
+    augment = build(cfg["augment"], where="augment", **facts)
+    notice("drawing the augmentation", 0, 0)
+    settings = yaml.safe_dump(dict(cfg["augment"]), sort_keys=False)
+    path = out / "augment.html"
+    write_sheet(path, rows, augment, preprocess, seed=cfg["seed"], settings=settings)
+    print(f"augmentation {path}")
 
 
 def _check(cfg: Mapping[str, Any]) -> None:
@@ -146,7 +175,10 @@ def _write(
     leaks = duplicates.leaks(codes, *hashes, kept.splits, cfg["near_bits"])
     copies = len(codes) - len(np.unique(codes))
     limits = {key: cfg[key] for key in ("near_bits", "min_images")}
-    found = summary.summarised(kept, bad=len(facts.reasons), copies=copies, torn=torn, found=leaks, **limits)
+    bad = len(facts.reasons)
+    counted = summary.summarised(kept, bad=bad, copies=copies, torn=torn, found=leaks, **limits)
+    packed = kept.table["entry"].null_count < len(kept)
+    found = summary.with_stated(counted, published(source.name, source.node, packed=packed))
     kept.write(folder / MANIFEST)
     _write_truth(folder / TRUTH, manifest, facts)
     list_bad(folder / "bad_images.csv", manifest, facts.reasons)

@@ -93,7 +93,7 @@ def prepare(
         _start_from(embedder, cfg["ckpt"])
     listed = folder / "bad_images_train.csv"
     loader = here.on_main_first(partial(_loader, cfg, rows, embedder, listed, notice))
-    head = assembly.head(cfg, embedder.embed_dim, loader.num_classes)
+    head = assembly.head(cfg, embedder, rows, loader.num_classes)
     names = assembly.class_names(rows, loader.num_classes)
     here.on_main(lambda: runfolder.write_labels(folder, names))
     log.info("%s", _described(rows, asked, embedder, head))
@@ -154,7 +154,9 @@ def _batches(
             progress=partial(notice, "frozen features"),
         )
     )
-    cached = embed.CachedBatches(cache, loader.sampler, rows.labels, rows.domains, cfg["seed"])
+    steps = settings.num_steps(loader.steps_per_epoch)
+    mixup = assembly.mixup(settings, steps, cfg["seed"])
+    cached = embed.CachedBatches(cache, loader.sampler, rows.labels, rows.domains, cfg["seed"], mixup)
     return lambda first, last: cached.batches(first, last, here.rank, here.size)
 
 

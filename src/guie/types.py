@@ -58,6 +58,20 @@ class Batch:
     domains: Tensor
     ids: Tensor
     side: Tensor | None = None
+    mixed: Mixed | None = None
+
+
+@dataclass
+class Mixed:
+    """The other rows that are blended into a batch: their `labels`, `domains`, `ids` (B,).
+
+    `share` () float32 is what each picture keeps of its own.
+    """
+
+    labels: Tensor
+    domains: Tensor
+    ids: Tensor
+    share: Tensor
 
 
 @dataclass

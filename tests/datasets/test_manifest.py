@@ -177,6 +177,17 @@ def test_several_data_sets_become_one_with_labels_apart(tmp_path):
     assert concatenate(parts[:1]) is parts[0]
 
 
+def test_several_data_sets_keep_the_columns_that_all_have_with_one_type(tmp_path):
+    sizes = [{"width": [30], "height": [20], "box": ["1 2"]}, {"width": [8], "height": [9.5]}]
+    parts = [
+        from_columns(name, tmp_path, {"file": [f"{name}.jpg"], "label": ["7"], **size})
+        for name, size in zip("pq", sizes, strict=True)
+    ]
+    table = concatenate(parts).table
+    assert table["width"].to_pylist() == [30, 8]
+    assert not {"height", "box"} & set(table.column_names)
+
+
 def test_an_unknown_domain_is_refused():
     manifest = from_columns("x", ".", columns())
     assert len(manifest.keep_domains(["things"])) == 2

@@ -17,7 +17,7 @@ from commands import TINY, metrics, run
 from ranks import fork, logs, wait
 
 from guie import checkpoint
-from guie.train.loop import Engine
+from guie.train.engine import Engine
 
 STEPS = 8
 EVERYTHING_ON = [

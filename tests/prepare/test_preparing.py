@@ -7,16 +7,23 @@ import json
 import re
 import tarfile
 
+import numpy as np
 import pytest
 from miniature import HEADER, SOP, faulty_sop, picture, state_of, write_sop
 from pyarrow import parquet
 
 from guie import assembly
 from guie.config.compose import composed
+from guie.data.augment import CropFlip, PerView, Plain
+from guie.data.warp import Warp
+from guie.datasets.known import opened
+from guie.datasets.published import PUBLISHED, Stated
 from guie.datasets.sop import sop
 from guie.errors import UserError
 from guie.prepare import shards
+from guie.prepare.sheet import looks
 from guie.records.tfrecord import TFRecordFile
+from guie.types import Preprocess
 
 
 def rows_of(path):
@@ -69,6 +76,16 @@ def test_it_prints_what_it_found(raw, prepared, capsys):
     assert f"guie-train dataset=sop dataset.sop.root={out}" in said
 
 
+def test_it_says_where_the_makers_counts_differ(raw, prepared, capsys, monkeypatch):
+    out = prepared(*SOP, f"raw={raw}")
+    said = capsys.readouterr().out
+    assert "makers' counts    train: 11 of 59,551 images; train: 3 of 11,318 classes; test: 8 of" in said
+    assert json.loads((out / "summary.json").read_text())["stated"]["test"]["classes"] == 11_316
+    monkeypatch.setitem(PUBLISHED, "sop", {"train": Stated(11, 3), "test": Stated(8)})
+    prepared(*SOP, f"raw={raw}", out="again")
+    assert "makers' counts    all images and classes are there" in capsys.readouterr().out
+
+
 def test_bad_pictures_conflicts_and_leaks_are_listed(out):
     (bad,) = rows_of(out / "bad_images.csv")
     assert bad["file"] == "chair_final/000000000008_2.JPG" and "truncated" in bad["reason"]
@@ -109,6 +126,41 @@ def test_the_page_shows_pictures_and_needs_no_other_file(out):
 
 def test_without_a_preview(raw, prepared):
     assert not (prepared(*SOP, f"raw={raw}", "preview=false") / "preview.html").exists()
+
+
+def test_an_augmentation_to_look_at_is_drawn_beside_the_preview(raw, prepared, capsys):
+    out = prepared(*SOP, f"raw={raw}", "preview=isc21_v83")
+    page = (out / "augment.html").read_text()
+    num_train = 11
+    assert page.count("data:image/jpeg;base64,") == num_train * (1 + 8)
+    assert "guie.data.augment.PerView" in page and (out / "preview.html").exists()
+    assert f"augmentation {out / 'augment.html'}" in capsys.readouterr().out
+
+
+def test_of_a_prepared_folder_only_the_augmentation_is_drawn(raw, out, prepared, read, capsys):
+    before = {name: state for name, state in state_of(out).items() if name not in (".", "augment.html")}
+    for name, said in (("warp", "guie.data.warp.Warp"), ("guie25", "RandAugment")):
+        page = prepared(*SOP, f"raw={raw}", f"preview={name}") / "augment.html"
+        assert said in page.read_text()
+    drawn = page.read_text()
+    prepared(*SOP, f"raw={raw}", "preview=guie25", "seed=1")
+    assert page.read_text() != drawn and not read
+    assert before.items() <= state_of(out).items()
+
+
+def test_the_looks_are_those_of_the_batch_and_repeat(raw, out):
+    rows = opened(out, "sop").split("train")
+    spec = Preprocess(size_px=(32, 32))
+    soft, hard = CropFlip(preprocess=spec), Plain(preprocess=spec)
+    both = PerView({"soft": soft, "hard": hard})
+    seen = looks(both, rows, 3, np.arange(8, 16), spec, seed=5)
+    assert seen.shape == (8, 32, 32, 3)
+    np.testing.assert_array_equal(seen, looks(both, rows, 3, np.arange(8, 16), spec, seed=5))
+    whole = hard(rows.read(3), np.empty(0)).transpose(1, 2, 0)
+    assert all((look == whole).all() for look in seen[1::2])
+    assert not any((look == whole).all() for look in seen[::2])
+    warped = looks(Warp(preprocess=spec, num_steps=1), rows, 3, np.arange(4), spec, seed=5)
+    assert warped.shape == (4, 32, 32, 3) and warped.dtype == np.uint8 and warped.std() > 0
 
 
 def test_processes_make_the_same_folder_as_one(raw, prepared, monkeypatch):

@@ -3,6 +3,7 @@ import logging
 import os
 import re
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,16 @@ from tiny import STEPS_PER_EPOCH, TinyEmbedder, TinyHead, batches, settings, tas
 from guie import checkpoint
 from guie.errors import UserError
 from guie.train.distributed import Hardware, World
+from guie.train.engine import Engine
 from guie.train.hooks import Hook, JsonLines, LogLines, TensorBoard
-from guie.train.loop import Engine, Run, Settings, fit, load_weights, split
+from guie.train.loop import fit
+from guie.train.model import load_weights
 from guie.train.optim import adamw, parameter_groups, sgd
+from guie.train.pieces import split
 from guie.train.progress import Lines, duration
+from guie.train.settings import Settings
+from guie.train.task import Run
+from guie.types import Mixed
 
 
 class Send(Hook):
@@ -306,6 +313,23 @@ def test_micro_batches_cover_the_batch_once_and_are_never_empty():
         np.testing.assert_array_equal(torch.cat([part.ids for part in parts]), batch.ids)
 
 
+def test_of_blended_pictures_both_labels_losses_count_in_their_shares():
+    made = task(features=False)
+    engine = Engine(made, settings(accumulate=3), Hardware(), World(), Run())
+    plain = next(batches()(0, 1))
+    theirs = replace(plain, labels=plain.labels.roll(1), ids=plain.ids.roll(1))
+    mixed = Mixed(theirs.labels, theirs.domains, theirs.ids, torch.tensor(0.3))
+    found = engine.gradients(replace(plain, mixed=mixed))
+    gradient = made.head.weight.grad.clone()
+    one = engine.gradients(plain)
+    expected = 0.3 * made.head.weight.grad
+    other = engine.gradients(theirs)
+    expected = expected + 0.7 * made.head.weight.grad
+    torch.testing.assert_close(found["loss"], 0.3 * one["loss"] + 0.7 * other["loss"])
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(found["accuracy"], one["accuracy"])  # told of the pictures' own labels
+
+
 def test_settings_that_cannot_be_are_named():
     cases = {
         "epochs": 0,
@@ -314,6 +338,9 @@ def test_settings_that_cannot_be_are_named():
         "ema_decay": 1.0,
         "refit_shrinkage": -1.0,
         "cache_features": True,
+        "mixup_alpha": 0.2,
+        "mixup_p": 0.0,
+        "mixup_until": 1.5,
     }
     for name, value in cases.items():
         with pytest.raises(UserError, match=f"trainer.{name}: {value!r}; accepted: "):

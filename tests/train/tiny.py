@@ -7,8 +7,10 @@ from torch import nn
 
 from guie.checkpoint import Store
 from guie.train.distributed import Hardware, World
-from guie.train.loop import Run, Settings, Task, fit
+from guie.train.loop import fit
 from guie.train.optim import adamw
+from guie.train.settings import Settings
+from guie.train.task import Run, Task
 from guie.types import Batch, Loss, Output, Preprocess
 
 CLASSES, DIM, STEPS_PER_EPOCH, GLOBAL_BATCH = 5, 6, 4, 8

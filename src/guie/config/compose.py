@@ -104,14 +104,16 @@ def composed(command: str, overrides: list[str], folders: list[Path] | None = No
 def rewrite(argument: str) -> str:
     """Return one command-line argument as Hydra must see it.
 
-    `eval_on=sop` chooses from the group dataset; values of path keys are user-expanded and quoted, since
-    `~`, `=`, `#`, blanks and brackets would die in Hydra's lexer.
+    `eval_on=sop` chooses from the group dataset, `preview=guie5` an augmentation to look at; values of path
+    keys are user-expanded and quoted, since `~`, `=`, `#`, blanks and brackets would die in Hydra's lexer.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
     if key == "eval_on":
         return f"dataset@eval_on={value}"
+    if key == "preview" and value.lower() not in ("true", "false", "null", ""):
+        return f"augment={value}"
     if key.lstrip("+").rsplit(".", 1)[-1] not in PATH_KEYS or value in ("null", "") or value[0] in "'\"[{$":
         return argument
     escaped = os.path.expanduser(value).replace("\\", "\\\\").replace("'", "\\'")

@@ -104,6 +104,7 @@ class Prepare:
     """Keys of guie-prepare: what to prepare from where, and what counts as a finding."""
 
     dataset: Any = field(default_factory=dict)
+    augment: Any = None
     raw: str | None = None
     out: str | None = None
     data_root: str = "data"

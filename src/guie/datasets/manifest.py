@@ -240,11 +240,13 @@ def make_table(source: pa.Table, name: str) -> pa.Table:
 def concatenate(manifests: Sequence[Manifest]) -> Manifest:
     """Return several manifests as one below their roots' common folder; labels become `name/label`.
 
-    A single manifest comes back unchanged. Columns beyond the five are dropped.
+    A single manifest comes back unchanged. Of the columns beyond the five those stay that all have, with
+    one type: width, height, sha256 and phash where each was prepared.
     """
     if len(manifests) == 1:
         return manifests[0]
     root = Path(os.path.commonpath([m.root.resolve() for m in manifests]))
+    further = _shared_columns([manifest.table for manifest in manifests])
     tables = []
     for manifest in manifests:
         prefix = os.path.relpath(manifest.root.resolve(), root)
@@ -256,9 +258,22 @@ def concatenate(manifests: Sequence[Manifest]) -> Manifest:
             "domain": table["domain"].cast(pa.string()),
             "split": table["split"].cast(pa.string()),
         }
-        tables.append(pa.table(made))
+        tables.append(pa.table(made | {column: table[column] for column in further}))
     name = "+".join(manifest.name for manifest in manifests)
     return Manifest(name, root, make_table(pa.concat_tables(tables), name))
+
+
+def _shared_columns(tables: Sequence[pa.Table]) -> list[str]:
+    """Return the columns beyond the five that every table has with the same type."""
+    first, *others = (table.schema for table in tables)
+    five = {"file", "entry", *_CODED}
+    return [
+        field.name
+        for field in first
+        if field.name not in five
+        and all(other.get_field_index(field.name) >= 0 for other in others)
+        and all(other.field(field.name).type == field.type for other in others)
+    ]
 
 
 def _prefixed(column: pa.ChunkedArray, prefix: str) -> pa.ChunkedArray:

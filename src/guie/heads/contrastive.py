@@ -1,22 +1,38 @@
-"""Heads that compare the pictures of a batch with each other (B x B), without class weights.
-
-Under DDP every rank gathers the vectors and labels of all ranks and forms the loss of the whole batch;
-only its own vectors carry gradient, and that gradient is multiplied by the number of ranks, so that DDP's
-mean equals one process with the whole batch. Ranks must hold equally many pictures.
-"""
+"""Contrastive losses over all pairs of a batch: pull what belongs together, push the rest apart."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor
 
 from guie.errors import UserError
-from guie.types import Batch, Loss, Output
+from guie.heads.pairs import By, Pairs, Pairwise
 
 
-class SupCon(nn.Module):
+class Contrastive(Pairwise):
+    """Contrastive loss (Hadsell, Chopra and LeCun, CVPR 2006, without its squares) on Euclidean distances.
+
+    The mean of relu(d - positive_margin) over the positive pairs where it is not 0, plus the mean of
+    relu(negative_margin - d) over the negative pairs where it is not 0: what pytorch-metric-learning calls
+    ContrastiveLoss. Unit vectors are 0 to 2 apart. `by="id"` with a sampler's `views` is copy detection.
+    """
+
+    def __init__(self, positive_margin: float = 0.0, negative_margin: float = 1.0, by: By = "label") -> None:
+        super().__init__(by)
+        if not 0 <= positive_margin < negative_margin <= 2:
+            received = f"{positive_margin} received with head.negative_margin {negative_margin}"
+            raise UserError(f"head.positive_margin: {received}; accepted: 0 <= positive < negative <= 2")
+        self.positive_margin, self.negative_margin = positive_margin, negative_margin
+
+    def loss(self, pairs: Pairs) -> Tensor:
+        """Return the sum of both means."""
+        distances = pairs.distances()
+        pull = (distances - self.positive_margin).relu().masked_fill(~pairs.positive, 0)
+        push = (self.negative_margin - distances).relu().masked_fill(~pairs.negative, 0)
+        return mean_of_nonzero(pull) + mean_of_nonzero(push)
+
+
+class SupCon(Pairwise):
     """Supervised contrastive loss (Khosla et al., NeurIPS 2020, eq. 2), mean over those with a positive.
 
     `by="id"` takes for positives the views of the same picture instead of the same class: with a sampler's
@@ -24,26 +40,23 @@ class SupCon(nn.Module):
     class apart, as copies of a picture need.
     """
 
-    def __init__(self, temperature: float = 0.1, by: Literal["label", "id"] = "label") -> None:
-        super().__init__()
-        self.by = by
+    def __init__(self, temperature: float = 0.1, by: By = "label") -> None:
+        super().__init__(by)
         if not temperature > 0:
             raise UserError(f"head.temperature: {temperature} received; accepted: above 0 (0.1 is usual)")
         self.temperature = temperature
 
-    def forward(self, output: Output, batch: Batch) -> Loss:
-        """Return the loss on `Output.z`; logs `loss` and `positive_cosine`."""
-        with torch.autocast(output.z.device.type, enabled=False):
-            cosines, positive = _pairs(output, batch.labels if self.by == "label" else batch.ids)
-            self_masked = (cosines / self.temperature).fill_diagonal_(-torch.inf)
-            log_share = self_masked - self_masked.logsumexp(1, keepdim=True)
-            count = positive.sum(1)
-            losses = -log_share.masked_fill(~positive, 0).sum(1) / count.clamp_min(1)
-            total = losses.sum() / (count > 0).sum().clamp_min(1)
-        return _finished(total, cosines, positive)
+    def loss(self, pairs: Pairs) -> Tensor:
+        """Return the mean over rows (B,) that have a positive pair."""
+        counted = pairs.positive | pairs.negative
+        logits = (pairs.cosines / self.temperature).masked_fill(~counted, -torch.inf)
+        log_share = logits - logits.logsumexp(1, keepdim=True)
+        count = pairs.positive.sum(1)
+        losses = -log_share.masked_fill(~pairs.positive, 0).sum(1) / count.clamp_min(1)
+        return losses.sum() / (count > 0).sum().clamp_min(1)
 
 
-class MultiSimilarity(nn.Module):
+class MultiSimilarity(Pairwise):
     """Multi-similarity loss (Wang et al., CVPR 2019, eq. 14), mean over the batch.
 
     `epsilon` mines as in its eq. 10-11: keep negatives above the weakest positive - epsilon and positives
@@ -51,61 +64,36 @@ class MultiSimilarity(nn.Module):
     """
 
     def __init__(
-        self, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, epsilon: float | None = 0.1
+        self,
+        alpha: float = 2.0,
+        beta: float = 50.0,
+        base: float = 0.5,
+        epsilon: float | None = 0.1,
+        by: By = "label",
     ) -> None:
-        super().__init__()
+        super().__init__(by)
         self.alpha, self.beta, self.base, self.epsilon = alpha, beta, base, epsilon
 
-    def forward(self, output: Output, batch: Batch) -> Loss:
-        """Return the loss on `Output.z`; logs `loss` and `positive_cosine`."""
-        with torch.autocast(output.z.device.type, enabled=False):
-            cosines, positive = _pairs(output, batch.labels)
-            kept, negative = self._mined(cosines.detach(), positive)
-            pull = _log_one_plus_sum(self.alpha * (self.base - cosines), kept) / self.alpha
-            push = _log_one_plus_sum(self.beta * (cosines - self.base), negative) / self.beta
-            total = (pull + push).mean()
-        return _finished(total, cosines, positive)
+    def loss(self, pairs: Pairs) -> Tensor:
+        """Return the mean over rows (B,)."""
+        positive, negative = self._mined(pairs)
+        pull = _log_one_plus_sum(self.alpha * (self.base - pairs.cosines), positive) / self.alpha
+        push = _log_one_plus_sum(self.beta * (pairs.cosines - self.base), negative) / self.beta
+        return (pull + push).mean()
 
-    def _mined(self, cosines: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-        itself = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
-        negative = ~positive & ~itself
+    def _mined(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         if self.epsilon is None:
-            return positive, negative
-        weakest = cosines.masked_fill(~positive, torch.inf).amin(1, keepdim=True)
-        strongest = cosines.masked_fill(~negative, -torch.inf).amax(1, keepdim=True)
-        hard_positive = positive & (cosines - self.epsilon < strongest)
-        return hard_positive, negative & (cosines + self.epsilon > weakest)
+            return pairs.positive, pairs.negative
+        cosines = pairs.cosines.detach()
+        weakest = cosines.masked_fill(~pairs.positive, torch.inf).amin(1, keepdim=True)
+        strongest = cosines.masked_fill(~pairs.negative, -torch.inf).amax(1, keepdim=True)
+        hard_positive = pairs.positive & (cosines - self.epsilon < strongest)
+        return hard_positive, pairs.negative & (cosines + self.epsilon > weakest)
 
 
-def _pairs(output: Output, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cosines (B, B) of all ranks' pictures and which pairs share a label (B,), oneself excluded."""
-    z = output.z.float() if output.z.dtype in (torch.float16, torch.bfloat16) else output.z
-    labels = labels.to(z.device)
-    if _ranks() > 1:
-        z, labels = _gathered(z, labels)
-    positive = (labels[:, None] == labels[None, :]).fill_diagonal_(False)
-    return z @ z.t(), positive
-
-
-def _finished(total: Tensor, cosines: Tensor, positive: Tensor) -> Loss:
-    ranks = _ranks()
-    mean_positive = cosines.detach()[positive].mean() if positive.any() else cosines.new_zeros(())
-    scalars: dict[str, float | Tensor] = {"loss": total.detach(), "positive_cosine": mean_positive}
-    return Loss(total + (ranks - 1) * (total - total.detach()) if ranks > 1 else total, scalars)
-
-
-def _ranks() -> int:
-    ready = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if ready else 1
-
-
-def _gathered(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    all_z = [torch.empty_like(z) for _ in range(_ranks())]
-    all_labels = [torch.empty_like(labels) for _ in range(_ranks())]
-    distributed.all_gather(all_z, z.detach().contiguous())
-    distributed.all_gather(all_labels, labels.contiguous())
-    all_z[distributed.get_rank()] = z
-    return torch.cat(all_z), torch.cat(all_labels)
+def mean_of_nonzero(losses: Tensor) -> Tensor:
+    """Return the mean of the losses above 0, or 0 where there are none."""
+    return losses.sum() / (losses > 0).sum().clamp_min(1)
 
 
 def _log_one_plus_sum(exponents: Tensor, keep: Tensor) -> Tensor:

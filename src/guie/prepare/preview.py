@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from guie.datasets.manifest import Manifest
-from guie.durable import write_durably
 from guie.images import BadImage, decode_region, read_header
 from guie.prepare.duplicates import Leaks
+from guie.prepare.page import THUMBNAIL_PX, address, write_page
 from guie.prepare.summary import class_of, class_sizes, findings
 
 CLASSES, PICTURES, PAIRS = 6, 6, 24
 MOST_DOMAINS = 40
-THUMBNAIL_PX = 112
 # Neither white nor black drawings on a transparent ground vanish on it.
 BEHIND_TRANSPARENT = (150, 150, 150)
 
@@ -27,13 +24,10 @@ def write_preview(
     path: Path, manifest: Manifest, summary: Mapping[str, Any], leaks: Leaks, *, seed: int
 ) -> None:
     """Write the page; `seed` chooses classes and pictures. Nothing in it is fetched from anywhere."""
-    import jinja2
-
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        Path(__file__).with_name("preview.html.jinja").read_text(encoding="utf-8")
-    )
     domains = list(summary["domains"].items())
-    html = template.render(
+    write_page(
+        path,
+        "preview.html.jinja",
         title=f"guie · {manifest.name}",
         root=str(manifest.root),
         tiles=_tiles(summary),
@@ -44,7 +38,6 @@ def write_preview(
         domains=[_domain(manifest, name, numbers, seed) for name, numbers in domains[:MOST_DOMAINS]],
         left_out=max(0, len(domains) - MOST_DOMAINS),
     )
-    write_durably(path, html.encode())
 
 
 def _tiles(summary: Mapping[str, Any]) -> list[dict]:
@@ -118,28 +111,25 @@ def _spread(distance: np.ndarray, count: int) -> list[int]:
 
 
 def _picture(manifest: Manifest, row: int) -> dict:
+    return {**named(manifest, row), "split": manifest.row(row).split}
+
+
+def named(manifest: Manifest, row: int) -> dict:
+    """Return a picture as a page shows it: source (empty where the file has gone since), file, label."""
     file, entry = manifest.place(row)
     name = file if entry is None else f"{file}[{entry}]"
-    facts = manifest.row(row)
-    return {"source": _thumbnail(manifest, row), "file": name, "label": facts.label, "split": facts.split}
+    return {"source": _thumbnail(manifest, row), "file": name, "label": manifest.row(row).label}
 
 
 def _thumbnail(manifest: Manifest, row: int) -> str:
-    """Return a picture as a data: address of a small JPEG; empty where the file has gone since."""
-    from PIL import Image
-
     try:
         data = manifest.read(row)
         header = read_header(data)
         whole = (0.0, 0.0, float(header.width), float(header.height))
         shape = (THUMBNAIL_PX, THUMBNAIL_PX)
-        picture = Image.fromarray(decode_region(data, whole, shape, background=BEHIND_TRANSPARENT).image)
+        return address(decode_region(data, whole, shape, background=BEHIND_TRANSPARENT).image)
     except BadImage:
         return ""
-    picture.thumbnail(shape)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def histogram(sizes: np.ndarray) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from guie.datasets.manifest import SPLITS, Manifest
+from guie.datasets.published import Stated
 from guie.prepare.duplicates import Leaks
 
 DISTRACTOR = "distractor"
@@ -90,6 +91,11 @@ def small_classes(manifest: Manifest, min_images: int) -> dict[str, Any]:
     }
 
 
+def with_stated(summary: Mapping[str, Any], stated: Mapping[str, Stated]) -> dict[str, Any]:
+    """Return the summary with the makers' counts by split beside those that were found."""
+    return {**summary, "stated": {name: count._asdict() for name, count in stated.items()}}
+
+
 def lines(summary: Mapping[str, Any]) -> list[str]:
     """Return the summary as lines of plain text."""
     text = [
@@ -121,9 +127,22 @@ def findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         "leakage": _listed(leaking, both, "leakage.csv"),
         "small classes": few,
     }
+    if summary["stated"]:
+        said["makers' counts"] = "; ".join(differences(summary)) or "all images and classes are there"
     if summary["distractors"]:
         said["distractors"] = _many(summary["distractors"], "image")
     return list(said.items())
+
+
+def differences(summary: Mapping[str, Any]) -> list[str]:
+    """Return where the counts of a split are not those that the makers of the data set state."""
+    found = []
+    for name, stated in summary["stated"].items():
+        here = summary["splits"].get(name, {"images": 0, "classes": 0})
+        for what in ("images", "classes"):
+            if stated[what] is not None and stated[what] != here[what]:
+                found.append(f"{name}: {here[what]:,} of {stated[what]:,} {what}")
+    return found
 
 
 def _listed(text: str, count: int, file: str) -> str:

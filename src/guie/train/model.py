@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from guie.errors import UserError
 from guie.train.distributed import World
 from guie.train.synced_bn import synchronise
-from guie.types import Batch, Output
+from guie.types import Batch, Loss, Output
 
 
 class TrainedModel(nn.Module):
@@ -44,9 +46,19 @@ class TrainedModel(nn.Module):
             run: Any = self.embedder.from_features if self._features else self.embedder
             output: Output = run(batch.images)
         with torch.autocast(kind, enabled=False):
-            loss = self.head(_at_least_fp32(output), batch)
+            loss = self._loss(_at_least_fp32(output), batch)
         scalars = {name: torch.as_tensor(v).detach() for name, v in loss.scalars.items() if name != "loss"}
         return loss.total, scalars
+
+    def _loss(self, output: Output, batch: Batch) -> Loss:
+        """Return the head's loss; of blended pictures both their labels' losses, in their shares."""
+        loss = self.head(output, batch)
+        if batch.mixed is None:
+            return loss
+        other = batch.mixed
+        theirs = replace(batch, labels=other.labels, domains=other.domains, ids=other.ids)
+        blended = torch.lerp(self.head(output, theirs).total, loss.total, other.share)
+        return Loss(blended, loss.scalars)
 
     def train(self, mode: bool = True) -> TrainedModel:
         """Set the mode; what is frozen stays in evaluation mode: its statistics do not move either."""
@@ -68,6 +80,17 @@ def freeze(embedder: Any, cached: bool = False) -> None:
             raise UserError(f"trainer.freeze_backbone: this embedder has no part '{name}' to freeze")
         part.requires_grad_(False)
         part.frozen = True  # type: ignore[assignment]
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], part: str) -> None:
+    """Copy `weights` into `module`; UserError names the first that is missing, unknown or of other shape."""
+    own = module.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        has = tuple(own[name].shape) if name in own else "no such weight"
+        given = tuple(weights[name].shape) if name in weights else "no such weight"
+        if has != given:
+            raise UserError(f"checkpoint: {part}.{name}: the checkpoint has {given}, the model {has}")
+    module.load_state_dict(dict(weights))
 
 
 def _at_least_fp32(output: Output) -> Output:

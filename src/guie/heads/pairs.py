@@ -1,0 +1,107 @@
+"""Pictures compared with each other, without class weights: the pairs of a batch, gathered over ranks.
+
+Under DDP every rank gathers the vectors and labels of all ranks, in the order of ranks, and forms the loss of
+the whole batch. Only its own vectors carry gradient, multiplied by the number of ranks, so that DDP's mean
+equals one process with the whole batch, also for weights that the head owns. Ranks must hold equally many
+pictures.
+
+Shapes: B pictures of all ranks, R what they are compared with (the batch itself, or a memory), D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed, nn
+
+from guie.errors import UserError
+from guie.types import Batch, Loss, Output
+
+By = Literal["label", "id"]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Cosines (B, R), and which pairs (B, R) are positive or negative; a pair that is neither does not count.
+
+    No picture is its own pair.
+    """
+
+    cosines: Tensor
+    positive: Tensor
+    negative: Tensor
+
+    def distances(self) -> Tensor:
+        """Return Euclidean distances (B, R) of the unit vectors; equal vectors have distance and gradient 0."""
+        square = 2 - 2 * self.cosines
+        apart = square > 0
+        return torch.where(apart, square, 1).sqrt().where(apart, 0)
+
+
+class Pairwise(nn.Module):
+    """A head whose loss is a function of pairs, `loss(pairs) -> ()`.
+
+    `by` says what two pictures share to be a positive pair: "label", or "id" for the views of one picture.
+    """
+
+    def __init__(self, by: By = "label") -> None:
+        super().__init__()
+        if by not in ("label", "id"):
+            raise UserError(f"head.by: {by!r} received; accepted: label, id")
+        self.by: By = by
+
+    def loss(self, pairs: Pairs) -> Tensor:
+        """Return the loss of pairs (B, R) in their own dtype."""
+        raise NotImplementedError
+
+    def forward(self, output: Output, batch: Batch) -> Loss:
+        """Return the loss on `Output.z`; logs `loss` and `positive_cosine`."""
+        with torch.autocast(output.z.device.type, enabled=False):
+            z, columns = gathered(output.z, batch.labels, batch.ids)
+            return measured(self, within(z, shared(columns, self.by)))
+
+
+def measured(head: Pairwise, pairs: Pairs) -> Loss:
+    """Return the head's loss of `pairs` with what is logged of it."""
+    total = head.loss(pairs)
+    cosines = pairs.cosines.detach().masked_fill(~pairs.positive, 0)
+    mean_positive = cosines.sum() / pairs.positive.sum().clamp_min(1)
+    return Loss(total, {"loss": total.detach(), "positive_cosine": mean_positive})
+
+
+def within(z: Tensor, keys: Tensor) -> Pairs:
+    """Return the pairs of a batch (B, D) with itself; equal keys (B,) are positive."""
+    same = keys[:, None] == keys[None, :]
+    return Pairs(z @ z.t(), same.clone().fill_diagonal_(False), ~same)
+
+
+def shared(columns: Tensor, by: By) -> Tensor:
+    """Return the keys (B,) of gathered columns (B, 2) by which pictures are positive."""
+    return columns[:, 0 if by == "label" else 1]
+
+
+def gathered(z: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return vectors (B, D), at least float32, and columns (B, n) int64 of all ranks, in the order of ranks."""
+    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    stacked = torch.stack([column.to(z.device) for column in columns], 1)
+    ranks = num_ranks()
+    if ranks == 1:
+        return z, stacked
+    vectors = _all_ranks(z.detach())
+    vectors[distributed.get_rank()] = z + (ranks - 1) * (z - z.detach())
+    return torch.cat(vectors), torch.cat(_all_ranks(stacked))
+
+
+def num_ranks() -> int:
+    """Return how many processes train together."""
+    ready = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if ready else 1
+
+
+def _all_ranks(mine: Tensor) -> list[Tensor]:
+    mine = mine.contiguous()
+    found = [torch.empty_like(mine) for _ in range(num_ranks())]
+    distributed.all_gather(found, mine)
+    return found

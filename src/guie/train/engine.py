@@ -1,0 +1,280 @@
+"""The moving parts of one run between two steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guie.checkpoint import State
+from guie.errors import UserError
+from guie.train.distributed import Hardware, World, precision, replicate
+from guie.train.ema import Ema
+from guie.train.model import TrainedModel, freeze, load_weights
+from guie.train.pieces import seed_everything, split, to_device
+from guie.train.schedule import lr_factor
+from guie.train.settings import Settings
+from guie.train.task import Run, Task
+from guie.types import Batch
+
+
+class Engine:
+    """The moving parts of one run between two steps; `step` counts finished optimiser steps."""
+
+    def __init__(self, task: Task, settings: Settings, hardware: Hardware, world: World, run: Run) -> None:
+        self.task, self.settings, self.world, self.run = task, settings, world, run
+        self.steps = settings.num_steps(task.steps_per_epoch)
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        _set_threads(hardware)
+        if settings.freeze_backbone:
+            freeze(task.embedder, cached=task.features)
+        self.dtype = precision(hardware.precision, world.device)
+        self.trained = TrainedModel(task.embedder, task.head, self.dtype, task.features)
+        self.trained.configure(settings.freeze_bn, settings.sync_bn, hardware.channels_last, world)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
+        self.ema = Ema(task.embedder, settings.ema_decay) if settings.ema_decay else None
+        self._paced: list[Any] = [part for part in task.head.modules() if hasattr(part, "at_step")]
+        self.parameters = [p for group in task.optimizer.param_groups for p in group["params"]]
+        self.window: dict[str, Tensor] = {}
+        self.num_in_window = 0
+        self.evaluated_at = 0
+        self.refitted: dict[str, Tensor] = {}
+        self._unchecked: list[tuple[int, Tensor, dict[str, Tensor]]] = []
+        if run.resume is not None:
+            self._load(run.resume)
+        compiled = torch.compile(self.trained) if hardware.compile else self.trained
+        self.model = replicate(compiled, world, static=settings.accumulate == 1)  # type: ignore[arg-type]
+        self.trained.train()
+
+    @property
+    def epoch(self) -> float:
+        """Return how many epochs are done, with the started one as a fraction."""
+        return self.step / self.task.steps_per_epoch
+
+    def advance(self, batch: Batch) -> None:
+        """Take one optimiser step on this rank's share of a global batch."""
+        seed_everything(self.run.seed, self.step, self.world.rank)
+        self._set_rates()
+        for part in self._paced:
+            part.at_step(self.step, self.steps, self.task.steps_per_epoch)
+        values = self.gradients(batch)
+        values["grad_norm"] = self.update()
+        self.step += 1
+        self._unchecked.append((self.step, batch.ids, values))
+        self.num_in_window += 1
+        for name, value in values.items():
+            self.window[name] = self.window[name] + value if name in self.window else value
+
+    def gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Leave the gradient of the batch's mean loss in the parameters; return loss and scalars."""
+        self.task.optimizer.zero_grad(set_to_none=True)
+        pieces = split(
+            to_device(batch, self.world.device, self.trained.memory_format), self.settings.accumulate
+        )
+        values: dict[str, Tensor] = {}
+        for i, piece in enumerate(pieces):
+            share = len(piece.labels) / len(batch.labels)
+            with self._without_sync(last=i == len(pieces) - 1):
+                loss, scalars = self.model(piece)
+                self.scaler.scale(loss * share).backward()
+            for name, value in {"loss": loss.detach(), **scalars}.items():
+                values[name] = values.get(name, 0.0) + value * share
+        return values
+
+    def update(self) -> Tensor:
+        """Unscale, clip and apply the gradients; return their norm before clipping."""
+        self.scaler.unscale_(self.task.optimizer)
+        limit = self.settings.clip_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        self.scaler.step(self.task.optimizer)
+        self.scaler.update()
+        if self.ema:
+            self.ema.update()
+        return norm
+
+    def _set_rates(self) -> None:
+        settings = self.settings
+        warmup_steps = round(settings.warmup * self.steps)
+        factor = lr_factor(self.step, self.steps, warmup_steps, settings.schedule, settings.final_lr)
+        for group in self.task.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def _without_sync(self, last: bool) -> AbstractContextManager:
+        if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def checks_now(self) -> bool:
+        """Return whether losses are looked at now: always before one is told or saved, on a GPU only then."""
+        return self.world.device.type == "cpu" or self.logs_now() or any(self.due())
+
+    def require_finite(self) -> None:
+        """Raise UserError on every rank, naming step and batch ids, where a loss or gradient is NaN."""
+        unchecked, self._unchecked = self._unchecked, []
+        bad = next((entry for entry in unchecked if not self._is_finite(entry[2])), None)
+        if not self.world.any(int(bad is not None)):
+            return
+        step, ids = _first_bad(self.world.gather(None if bad is None else (bad[0], _bad_ids(bad))))
+        named = f"loss of batch ids {ids[:32]}" if ids else "gradient"
+        more = f" and {len(ids) - 32} more" if len(ids) > 32 else ""
+        raise UserError(
+            f"training: {named}{more} at step {step} is not finite; nothing of it was saved; "
+            "a lower optim.lr, trainer.clip_norm=1 or hw.precision=fp32 may help"
+        )
+
+    def _is_finite(self, values: Mapping[str, Tensor]) -> bool:
+        # fp16 gradients overflow as a matter of course: the scaler skips that step and lowers its scale.
+        watched = ["loss"] if self.scaler.is_enabled() else ["loss", "grad_norm"]
+        return all(bool(torch.isfinite(values[name])) for name in watched)
+
+    def logs_now(self) -> bool:
+        """Return whether this step ends a window of measurements."""
+        return self.step % self.settings.log_every == 0 or self.step == self.steps
+
+    def measured(self) -> dict[str, float]:
+        """Return the means of the window that ends here, over its steps and all ranks, and begin another."""
+        names = sorted(self.window)
+        sums = torch.stack([self.window[name].detach().double().cpu().reshape(()) for name in names])
+        means = self.world.mean(sums / self.num_in_window).tolist()
+        self.window, self.num_in_window = {}, 0
+        rate = max(group["lr"] for group in self.task.optimizer.param_groups)
+        values = dict(zip(names, means, strict=True))
+        first = {"step": self.step, "epoch": self.epoch, "loss": values.pop("loss")}
+        return {**first, **values, "lr": rate}
+
+    def due(self) -> tuple[bool, bool]:
+        """Return whether this step is one to evaluate at, and one to save at."""
+        settings, last = self.settings, self.step == self.steps
+        epoch, inside = divmod(self.step, self.task.steps_per_epoch)
+        evaluates = last or (inside == 0 and _every(epoch, settings.eval_every))
+        saves = last or (inside == 0 and _every(epoch, settings.save_every))
+        saves = saves or _every(self.step, settings.save_steps or 0)
+        return evaluates and self.task.evaluate is not None, saves
+
+    def evaluate(self) -> dict[str, float]:
+        """Call the task's evaluation with the weights that would be exported."""
+        if self.task.evaluate is None:
+            return {}
+        with self._in_use() as embedder:
+            found = dict(self.task.evaluate(embedder, self.step))
+        self.evaluated_at = self.step
+        return found
+
+    def refit(self) -> None:
+        """After the last step find the neck that is used in place of the trained one, on rank 0."""
+        if not self._refits():
+            return
+        with self._in_use() as embedder:
+            self.world.on_main(lambda: self.task.refit(embedder) if self.task.refit else None)
+            state = embedder.state_dict()
+            self.refitted = {n: v.detach().clone() for n, v in state.items() if n.startswith("neck.")}
+
+    def _refits(self) -> bool:
+        return self.task.refit is not None and self.step == self.steps and not self.refitted
+
+    @contextmanager
+    def _in_use(self) -> Iterator[nn.Module]:
+        """Lend the embedder with the weights that would be exported; its own come back afterwards."""
+        embedder = self.task.embedder
+        kept = {name: value.detach().clone() for name, value in embedder.state_dict().items()}
+        self.trained.eval()
+        try:
+            with self.ema.applied() if self.ema else nullcontext(), torch.no_grad():
+                embedder.load_state_dict(self.refitted, strict=False)
+                yield embedder
+        finally:
+            embedder.load_state_dict(kept)
+            self.trained.train()
+
+    def owes_evaluation(self) -> bool:
+        """Return whether the run was stopped before an evaluation or the refit that was due."""
+        evaluates = self.step > 0 and self.due()[0] and self.evaluated_at != self.step
+        return evaluates or self._refits()
+
+    def judge(self, found: Mapping[str, float]) -> dict[str, Any] | None:
+        """Return what makes this step the best so far, or None where it is not."""
+        score = self.world.on_main(lambda: self._score(found))
+        if score is None or (self.best and score <= self.best["score"]):
+            return None
+        self.best = {"metric": self.settings.monitor, "score": score, "step": self.step}
+        return self.best
+
+    def _score(self, found: Mapping[str, float]) -> float | None:
+        if found and self.settings.monitor not in found:
+            accepted = ", ".join(sorted(found))
+            raise UserError(f"trainer.monitor: '{self.settings.monitor}'; accepted: {accepted}")
+        score = float(found.get(self.settings.monitor, math.nan))
+        return None if math.isnan(score) else score
+
+    def save(self, best: Mapping[str, Any] | None) -> None:
+        """Write a checkpoint on rank 0; the others wait."""
+        # Every rank continues from the same window: the mean of them all.
+        self.window = {name: self.world.mean(self.window[name]) for name in sorted(self.window)}
+        self.world.on_main(lambda: self._write(best))
+
+    def _write(self, best: Mapping[str, Any] | None) -> None:
+        if self.run.store is not None:
+            self.run.store.save(self.state(), best)
+
+    def state(self) -> State:
+        """Return everything that is needed to continue from here."""
+        parts = {"embedder": dict(self.task.embedder.state_dict()), "head": dict(self.task.head.state_dict())}
+        names = ("window", "num_in_window", "evaluated_at", "best")
+        training: dict[str, Any] = {name: getattr(self, name) for name in names}
+        training["optimizer"] = self.task.optimizer.state_dict()
+        training["scaler"] = self.scaler.state_dict()
+        if self.ema:
+            parts["ema"] = self.ema.average
+            training["ema_updates"] = self.ema.num_updates
+        if self.refitted:
+            parts["refit"] = self.refitted
+        state = State(self.step, parts, training, {**self.run.meta, "seed": self.run.seed})
+        if self.run.describe:
+            state.meta.update(self.run.describe(state.weights))
+        return state
+
+    def _load(self, state: State) -> None:
+        load_weights(self.task.embedder, state.parts["embedder"], "embedder")
+        load_weights(self.task.head, state.parts["head"], "head")
+        self.task.optimizer.load_state_dict(state.training["optimizer"])
+        self.scaler.load_state_dict(state.training["scaler"])
+        self.window = {name: value.to(self.world.device) for name, value in state.training["window"].items()}
+        self.num_in_window = state.training["num_in_window"]
+        self.best = state.training["best"]
+        self.evaluated_at = state.training["evaluated_at"]
+        self.step = state.step
+        if self.step == self.steps:  # with more epochs another neck will be found
+            self.refitted = state.parts.get("refit", {})
+        if self.ema:
+            self.ema.load(
+                state.parts.get("ema") or state.parts["embedder"], state.training.get("ema_updates", 0)
+            )
+
+
+def _bad_ids(entry: tuple[int, Tensor, dict[str, Tensor]]) -> list[int]:
+    _, ids, values = entry
+    return [] if bool(torch.isfinite(values["loss"])) else ids.tolist()
+
+
+def _first_bad(found: Sequence[tuple[int, list[int]] | None]) -> tuple[int, list[int]]:
+    """Return the first step that any rank found bad, and the batch ids of the ranks whose loss it was."""
+    present = [entry for entry in found if entry is not None]
+    step = min(entry[0] for entry in present)
+    return step, sorted({row for entry in present if entry[0] == step for row in entry[1]})
+
+
+def _every(count: int, period: int) -> bool:
+    return period > 0 and count > 0 and count % period == 0
+
+
+def _set_threads(hardware: Hardware) -> None:
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = hardware.tf32
+        torch.backends.cudnn.allow_tf32 = hardware.tf32
