@@ -198,8 +198,10 @@ class CachedBatches:
     def _features(self, view: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return self.cache.features[view, rows].astype(np.float32)
 
-    def _named(self, rows: np.ndarray) -> Iterator[Tensor]:
-        return map(torch.from_numpy, (self.labels[rows], self.domains[rows], rows))
+    def _named(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Return labels, domains and ids (B,)."""
+        labels, domains = torch.from_numpy(self.labels[rows]), torch.from_numpy(self.domains[rows])
+        return labels, domains, torch.from_numpy(rows)
 
 
 def _replacements(good: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from guie.types import Batch, Mixed
 
@@ -23,16 +24,17 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
 
 def to_device(batch: Batch, device: torch.device, memory_format: torch.memory_format) -> Batch:
     """Return the batch on `device`, images in `memory_format`; ids stay where they are."""
-    images = batch.images.to(device, non_blocking=True)
+    def moved(value: Tensor) -> Tensor:
+        return value.to(device, non_blocking=True)
+
+    images = moved(batch.images)
     if images.ndim == 4:
         images = images.contiguous(memory_format=memory_format)
-    side = None if batch.side is None else batch.side.to(device, non_blocking=True)
-    labels, domains = batch.labels.to(device, non_blocking=True), batch.domains.to(device, non_blocking=True)
-    mixed = None
-    if batch.mixed is not None:
-        moved = (t.to(device, non_blocking=True) for t in (batch.mixed.labels, batch.mixed.domains))
-        mixed = Mixed(*moved, batch.mixed.ids, batch.mixed.share.to(device, non_blocking=True))
-    return Batch(images, labels, domains, batch.ids, side, mixed)
+    side = None if batch.side is None else moved(batch.side)
+    mixed = batch.mixed
+    if mixed is not None:
+        mixed = Mixed(moved(mixed.labels), moved(mixed.domains), mixed.ids, moved(mixed.share))
+    return Batch(images, moved(batch.labels), moved(batch.domains), batch.ids, side, mixed)
 
 
 def split(batch: Batch, pieces: int) -> list[Batch]:
