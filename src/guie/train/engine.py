@@ -137,13 +137,17 @@ class Engine:
         return self.step % self.settings.log_every == 0 or self.step == self.steps
 
     def measured(self) -> dict[str, float]:
-        """Return the means of the window that ends here, over its steps and all ranks, and begin another."""
+        """Return the means of the window that ends here, over its steps and all ranks, and begin another.
+
+        A scalar of shape (2,) is a sum and its weight: it becomes their quotient, left out without weight.
+        """
         names = sorted(self.window)
-        sums = torch.stack([self.window[name].detach().double().cpu().reshape(()) for name in names])
-        means = self.world.mean(sums / self.num_in_window).tolist()
+        sums = [self.window[name].detach().double().cpu().reshape(-1) for name in names]
+        means = self.world.mean(torch.cat(sums) / self.num_in_window).split([len(s) for s in sums])
         self.window, self.num_in_window = {}, 0
         rate = max(group["lr"] for group in self.task.optimizer.param_groups)
-        values = dict(zip(names, means, strict=True))
+        found = {name: _quotient(mean.tolist()) for name, mean in zip(names, means, strict=True)}
+        values = {name: value for name, value in found.items() if value is not None}
         first = {"step": self.step, "epoch": self.epoch, "loss": values.pop("loss")}
         return {**first, **values, "lr": rate}
 
@@ -266,6 +270,12 @@ def _first_bad(found: Sequence[tuple[int, list[int]] | None]) -> tuple[int, list
     present = [entry for entry in found if entry is not None]
     step = min(entry[0] for entry in present)
     return step, sorted({row for entry in present if entry[0] == step for row in entry[1]})
+
+
+def _quotient(mean: list[float]) -> float | None:
+    if len(mean) == 1:
+        return mean[0]
+    return mean[0] / mean[1] if mean[1] else None
 
 
 def _every(count: int, period: int) -> bool:
