@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from guie.errors import UserError
-from guie.heads.pairs import By, Pairs, Pairwise
+from guie.heads.pairs import Pairs, Pairwise, log_one_plus_sum, mean_of_nonzero
 
 
 class Contrastive(Pairwise):
@@ -17,7 +19,9 @@ class Contrastive(Pairwise):
     ContrastiveLoss. Unit vectors are 0 to 2 apart. `by="id"` with a sampler's `views` is copy detection.
     """
 
-    def __init__(self, positive_margin: float = 0.0, negative_margin: float = 1.0, by: By = "label") -> None:
+    def __init__(
+        self, positive_margin: float = 0.0, negative_margin: float = 1.0, by: Literal["label", "id"] = "label"
+    ) -> None:
         super().__init__(by)
         if not 0 <= positive_margin < negative_margin <= 2:
             received = f"{positive_margin} received with head.negative_margin {negative_margin}"
@@ -40,7 +44,7 @@ class SupCon(Pairwise):
     class apart, as copies of a picture need.
     """
 
-    def __init__(self, temperature: float = 0.1, by: By = "label") -> None:
+    def __init__(self, temperature: float = 0.1, by: Literal["label", "id"] = "label") -> None:
         super().__init__(by)
         if not temperature > 0:
             raise UserError(f"head.temperature: {temperature} received; accepted: above 0 (0.1 is usual)")
@@ -49,7 +53,8 @@ class SupCon(Pairwise):
     def loss(self, pairs: Pairs) -> Tensor:
         """Return the mean over rows (B,) that have a positive pair."""
         counted = pairs.positive | pairs.negative
-        logits = (pairs.cosines / self.temperature).masked_fill(~counted, -torch.inf)
+        least = torch.finfo(pairs.cosines.dtype).min  # -inf would give a row without pairs a NaN
+        logits = (pairs.cosines / self.temperature).masked_fill(~counted, least)
         log_share = logits - logits.logsumexp(1, keepdim=True)
         count = pairs.positive.sum(1)
         losses = -log_share.masked_fill(~pairs.positive, 0).sum(1) / count.clamp_min(1)
@@ -69,7 +74,7 @@ class MultiSimilarity(Pairwise):
         beta: float = 50.0,
         base: float = 0.5,
         epsilon: float | None = 0.1,
-        by: By = "label",
+        by: Literal["label", "id"] = "label",
     ) -> None:
         super().__init__(by)
         self.alpha, self.beta, self.base, self.epsilon = alpha, beta, base, epsilon
@@ -77,8 +82,8 @@ class MultiSimilarity(Pairwise):
     def loss(self, pairs: Pairs) -> Tensor:
         """Return the mean over rows (B,)."""
         positive, negative = self._mined(pairs)
-        pull = _log_one_plus_sum(self.alpha * (self.base - pairs.cosines), positive) / self.alpha
-        push = _log_one_plus_sum(self.beta * (pairs.cosines - self.base), negative) / self.beta
+        pull = log_one_plus_sum(self.alpha * (self.base - pairs.cosines), positive) / self.alpha
+        push = log_one_plus_sum(self.beta * (pairs.cosines - self.base), negative) / self.beta
         return (pull + push).mean()
 
     def _mined(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -87,16 +92,6 @@ class MultiSimilarity(Pairwise):
         cosines = pairs.cosines.detach()
         weakest = cosines.masked_fill(~pairs.positive, torch.inf).amin(1, keepdim=True)
         strongest = cosines.masked_fill(~pairs.negative, -torch.inf).amax(1, keepdim=True)
-        hard_positive = pairs.positive & (cosines - self.epsilon < strongest)
-        return hard_positive, pairs.negative & (cosines + self.epsilon > weakest)
-
-
-def mean_of_nonzero(losses: Tensor) -> Tensor:
-    """Return the mean of the losses above 0, or 0 where there are none."""
-    return losses.sum() / (losses > 0).sum().clamp_min(1)
-
-
-def _log_one_plus_sum(exponents: Tensor, keep: Tensor) -> Tensor:
-    """Return log(1 + sum over kept columns of exp) for each row (B,)."""
-    masked = exponents.masked_fill(~keep, -torch.inf)
-    return torch.cat([masked, masked.new_zeros(len(masked), 1)], 1).logsumexp(1)
+        # Asked the other way round, so that NaN is kept and shows.
+        hard_positive = pairs.positive & ~(cosines - self.epsilon >= strongest)
+        return hard_positive, pairs.negative & ~(cosines + self.epsilon <= weakest)

@@ -34,9 +34,9 @@ class Pairs:
     negative: Tensor
 
     def distances(self) -> Tensor:
-        """Return Euclidean distances (B, R) of the unit vectors; equal vectors have distance and gradient 0."""
+        """Return Euclidean distances (B, R) of unit vectors; equal ones have distance and gradient 0."""
         square = 2 - 2 * self.cosines
-        apart = square > 0
+        apart = ~(square <= 0)  # NaN stays NaN
         return torch.where(apart, square, 1).sqrt().where(apart, 0)
 
 
@@ -46,7 +46,7 @@ class Pairwise(nn.Module):
     `by` says what two pictures share to be a positive pair: "label", or "id" for the views of one picture.
     """
 
-    def __init__(self, by: By = "label") -> None:
+    def __init__(self, by: By) -> None:
         super().__init__()
         if by not in ("label", "id"):
             raise UserError(f"head.by: {by!r} received; accepted: label, id")
@@ -83,7 +83,7 @@ def shared(columns: Tensor, by: By) -> Tensor:
 
 
 def gathered(z: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Return vectors (B, D), at least float32, and columns (B, n) int64 of all ranks, in the order of ranks."""
+    """Return vectors (B, D), at least float32, and columns (B, n) of all ranks, in the order of ranks."""
     z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
     stacked = torch.stack([column.to(z.device) for column in columns], 1)
     ranks = num_ranks()
@@ -92,6 +92,17 @@ def gathered(z: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor]:
     vectors = _all_ranks(z.detach())
     vectors[distributed.get_rank()] = z + (ranks - 1) * (z - z.detach())
     return torch.cat(vectors), torch.cat(_all_ranks(stacked))
+
+
+def mean_of_nonzero(losses: Tensor) -> Tensor:
+    """Return the mean of the losses above 0, or 0 where there are none."""
+    return losses.sum() / (losses > 0).sum().clamp_min(1)
+
+
+def log_one_plus_sum(exponents: Tensor, keep: Tensor) -> Tensor:
+    """Return log(1 + sum over kept columns of exp) for each row (B,)."""
+    masked = exponents.masked_fill(~keep, -torch.inf)
+    return torch.cat([masked, masked.new_zeros(len(masked), 1)], 1).logsumexp(1)
 
 
 def num_ranks() -> int:
