@@ -34,6 +34,7 @@ from guie.types import Preprocess
 
 FORMAT = 1
 STEP_FOLDER = re.compile(r"step_(\d{6,})")
+STAGE_FOLDER = re.compile(r"(\d+)-([\w.-]+)")
 Which = Literal["best", "last"]
 
 
@@ -58,10 +59,11 @@ class State:
 
 @dataclass(frozen=True)
 class Store:
-    """The `checkpoints/` folder of one run; keeps the newest `keep` checkpoints and the best one."""
+    """The `checkpoints/` folder of one run; keeps the newest `keep`, the best one and those of `keep_steps`."""
 
     folder: Path
     keep: int = 2
+    keep_steps: frozenset[int] = frozenset()
 
     def save(self, state: State, best: Mapping[str, Any] | None = None) -> Path:
         """Write `state`, point `last` (and `best`, given what made it so) at it, then delete old ones.
@@ -87,7 +89,7 @@ class Store:
         present = steps(self.folder)
         kept = set(present[-self.keep :]) | {pointed(self.folder, "best"), pointed(self.folder, "last")}
         for folder in present:
-            if folder not in kept:
+            if folder not in kept and step_of(folder) not in self.keep_steps:
                 shutil.rmtree(folder, ignore_errors=True)
         for left in self.folder.glob(".step_*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -152,15 +154,31 @@ def pointed(folder: Path, which: Which) -> Path | None:
 def steps(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder`, oldest step first."""
     found = [path for path in folder.glob("step_*") if STEP_FOLDER.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that the name of a checkpoint says."""
+    return int(checkpoint.name[5:])
+
+
+def stages(path: Path) -> list[Path]:
+    """Return the run folders `<number>-<name>` of the stages below a run's folder, first stage first."""
+    found = {folder: STAGE_FOLDER.fullmatch(folder.name) for folder in path.glob("[0-9]*-*/")}
+    numbers = {folder: int(match.group(1)) for folder, match in found.items() if match}
+    return sorted(numbers, key=numbers.__getitem__)
 
 
 def locate(path: Path, which: Which = "best") -> Path:
-    """Return the checkpoint folder meant by `path`: itself, or a run folder's `which` (else newest) one."""
+    """Return the checkpoint folder meant by `path`: itself, or a run folder's `which` (else newest) one.
+
+    Of a run in stages it is that of the last stage which has one.
+    """
     if (path / "manifest.json").is_file():
         return path
     if path.is_file():
         raise UserError(f"ckpt: {path} is a file; accepted: a run folder or a checkpoint folder (step_*)")
+    path = next((stage for stage in reversed(stages(path)) if steps(stage / "checkpoints")), path)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     other: Which = "last" if which == "best" else "best"
     found = pointed(folder, which) or pointed(folder, other)

@@ -43,7 +43,7 @@ class Run:
     """Where a run's results go and where it starts: `store` and `hooks` are used on rank 0 only.
 
     `meta` is kept in each checkpoint (config, preprocess, labels); `describe(weights)` adds what depends on
-    the weights (the space id). `resume` is the state to continue from.
+    the weights (the space id). `resume` is the state to continue from. `save_at` adds checkpoints at these steps.
     """
 
     store: Store | None = None
@@ -52,6 +52,7 @@ class Run:
     meta: Mapping[str, Any] = field(default_factory=dict)
     describe: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] | None = None
     resume: State | None = None
+    save_at: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
