@@ -157,7 +157,7 @@ class Engine:
         epoch, inside = divmod(self.step, self.task.steps_per_epoch)
         evaluates = last or (inside == 0 and _every(epoch, settings.eval_every))
         saves = last or (inside == 0 and _every(epoch, settings.save_every))
-        saves = saves or _every(self.step, settings.save_steps or 0)
+        saves = saves or _every(self.step, settings.save_steps or 0) or self.step in self.run.save_at
         return evaluates and self.task.evaluate is not None, saves
 
     def evaluate(self) -> dict[str, float]:
