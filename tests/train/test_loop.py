@@ -18,7 +18,7 @@ from guie.train.engine import Engine
 from guie.train.hooks import Hook, JsonLines, LogLines, TensorBoard
 from guie.train.loop import fit
 from guie.train.model import load_weights
-from guie.train.optim import adamw, parameter_groups, sgd
+from guie.train.optim import Rates, adamw, parameter_groups, sgd
 from guie.train.pieces import split
 from guie.train.progress import Lines, duration
 from guie.train.settings import Settings
@@ -170,10 +170,10 @@ def test_more_epochs_go_on_from_the_trained_neck_and_refit_again(tmp_path):
 
 
 def test_the_average_is_the_recursion_written_out():
-    from guie.train.ema import Ema
+    from guie.train.average import Average, ema_weight
 
     module = torch.nn.Linear(2, 1, bias=False).double()
-    ema = Ema(module, 0.5)
+    ema = Average(module, lambda update: ema_weight(update, 0.5))
     average = module.weight.detach().clone()
     for n in range(1, 12):
         with torch.no_grad():
@@ -218,10 +218,11 @@ def test_cached_features_train_as_pictures_do(tmp_path):
 def test_gradients_are_clipped_to_the_norm_that_is_asked():
     made = task()
     engine = Engine(made, settings(clip_norm=1e-3), Hardware(), World(), Run())
-    engine.gradients(next(batches()(0, 1)))
-    norm = engine.update()
-    clipped = torch.nn.utils.get_total_norm([p.grad for p in engine.parameters])
-    assert float(norm) > 0.01
+    batch = next(batches()(0, 1))
+    engine.gradients(batch)
+    norms = engine.update(batch)
+    clipped = torch.nn.utils.get_total_norm([p.grad for part in engine.parts.values() for p in part])
+    assert float(norms["grad_norm"]) > 0.01
     assert float(clipped) == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -250,7 +251,8 @@ def test_metrics_are_strict_json_with_rate_norm_and_speed(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [2, 4, 6, 8, 10, 12]
-    assert set(steps[0]) == {"step", "epoch", "loss", "accuracy", "lr", "images_per_s", "grad_norm"}
+    norms = {"grad_norm", "grad_norm/backbone", "grad_norm/neck", "grad_norm/head"}
+    assert set(steps[0]) == {"step", "epoch", "loss", "accuracy", "lr", "images_per_s", *norms}
     assert [line["mP@5"] for line in lines if "mP@5" in line] == [None] * 3
 
 
@@ -293,7 +295,7 @@ def test_the_progress_bar_runs_without_a_terminal():
 
 def test_parameters_are_grouped_by_part_and_decay():
     embedder, head = TinyEmbedder(norm=True), TinyHead()
-    groups = parameter_groups(embedder, head, 0.1, 0.05, backbone_lr_factor=0.1, head_lr_factor=10)
+    groups = parameter_groups(embedder, head, Rates(0.1, backbone_lr_factor=0.1, head_lr_factor=10), 0.05)
     seen = {group["name"]: (group["lr"], group["weight_decay"], len(group["params"])) for group in groups}
     assert seen == {
         "backbone": (pytest.approx(0.01), 0.05, 1),

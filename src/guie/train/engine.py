@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 from guie.checkpoint import State
 from guie.errors import UserError
+from guie.train.average import average_of
 from guie.train.distributed import Hardware, World, precision, replicate
-from guie.train.ema import Ema
-from guie.train.model import TrainedModel, freeze, load_weights
+from guie.train.freezing import Freezer, frozen_parts
+from guie.train.gradients import clip, gradient_norms, parts_of
+from guie.train.model import TrainedModel, load_weights
+from guie.train.optim import load_state, settle
 from guie.train.pieces import seed_everything, split, to_device
-from guie.train.schedule import lr_factor
+from guie.train.sam import Buffers, Sam, once_more
+from guie.train.schedule import warmup
 from guie.train.settings import Settings
 from guie.train.task import Run, Task
 from guie.types import Batch
@@ -31,15 +35,17 @@ class Engine:
         self.step = 0
         self.best: dict[str, Any] | None = None
         _set_threads(hardware)
-        if settings.freeze_backbone:
-            freeze(task.embedder, cached=task.features)
         self.dtype = precision(hardware.precision, world.device)
         self.trained = TrainedModel(task.embedder, task.head, self.dtype, task.features)
         self.trained.configure(settings.freeze_bn, settings.sync_bn, hardware.channels_last, world)
+        settle(task.optimizer, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
-        self.ema = Ema(task.embedder, settings.ema_decay) if settings.ema_decay else None
+        self.average = average_of(task.embedder, settings)
+        self.pace = settings.pace(task.steps_per_epoch)
         self._paced: list[Any] = [part for part in task.head.modules() if hasattr(part, "at_step")]
-        self.parameters = [p for group in task.optimizer.param_groups for p in group["params"]]
+        self.parts = parts_of(task.optimizer.param_groups)
+        learns = [parameter for part in self.parts.values() for parameter in part]
+        self._freezer = Freezer(task.embedder, task.head, settings, learns, cached=task.features)
         self.window: dict[str, Tensor] = {}
         self.num_in_window = 0
         self.evaluated_at = 0
@@ -47,9 +53,8 @@ class Engine:
         self._unchecked: list[tuple[int, Tensor, dict[str, Tensor]]] = []
         if run.resume is not None:
             self._load(run.resume)
-        compiled = torch.compile(self.trained) if hardware.compile else self.trained
-        self.model = replicate(compiled, world, static=settings.accumulate == 1)  # type: ignore[arg-type]
-        self.trained.train()
+        self._compiled: Any = torch.compile(self.trained) if hardware.compile else self.trained
+        self._enter(frozen_parts(settings, self.step, self.steps))
 
     @property
     def epoch(self) -> float:
@@ -58,20 +63,33 @@ class Engine:
 
     def advance(self, batch: Batch) -> None:
         """Take one optimiser step on this rank's share of a global batch."""
-        seed_everything(self.run.seed, self.step, self.world.rank)
+        frozen = frozen_parts(self.settings, self.step, self.steps)
+        if frozen != self._frozen:
+            self._enter(frozen)
         self._set_rates()
         for part in self._paced:
             part.at_step(self.step, self.steps, self.task.steps_per_epoch)
+        before = Buffers(self.trained) if isinstance(self.task.optimizer, Sam) else None
         values = self.gradients(batch)
-        values["grad_norm"] = self.update()
+        values.update(self.update(batch, before))
         self.step += 1
         self._unchecked.append((self.step, batch.ids, values))
         self.num_in_window += 1
         for name, value in values.items():
             self.window[name] = self.window[name] + value if name in self.window else value
 
+    def _enter(self, frozen: frozenset[str]) -> None:
+        """Freeze these parts and no others; the ranks agree anew on whose gradients they share."""
+        self._frozen = frozen
+        self.task.optimizer.zero_grad(set_to_none=True)
+        self._freezer.freeze(frozen)
+        self.model: Any = None  # the former wrapper takes its hooks with it
+        self.model = replicate(self._compiled, self.world, static=self.settings.accumulate == 1)
+        self.trained.train()
+
     def gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Leave the gradient of the batch's mean loss in the parameters; return loss and scalars."""
+        seed_everything(self.run.seed, self.step, self.world.rank)
         self.task.optimizer.zero_grad(set_to_none=True)
         pieces = split(
             to_device(batch, self.world.device, self.trained.memory_format), self.settings.accumulate
@@ -86,23 +104,48 @@ class Engine:
                 values[name] = values.get(name, 0.0) + value * share
         return values
 
-    def update(self) -> Tensor:
-        """Unscale, clip and apply the gradients; return their norm before clipping."""
-        self.scaler.unscale_(self.task.optimizer)
-        limit = self.settings.clip_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
-        self.scaler.step(self.task.optimizer)
+    def update(self, batch: Batch, before: Buffers | None = None) -> dict[str, Tensor]:
+        """Unscale, clip and apply the gradients; return their norms before clipping.
+
+        With SAM they are first taken again at the top of its climb, from the buffers that were there before.
+        """
+        optimizer = self.task.optimizer
+        self.scaler.unscale_(optimizer)
+        norms = gradient_norms(self.parts)
+        if isinstance(optimizer, Sam) and before and self._may_climb(norms["grad_norm"]):
+            self.scaler.update()  # which lets the second gradient be unscaled
+            with optimizer.climbed():
+                once_more(self.trained, before, lambda: self.gradients(batch))
+            self.scaler.unscale_(optimizer)
+            norms = gradient_norms(self.parts)
+        if self.settings.clip_norm:
+            clip(self.parts, self.settings.clip_norm, norms["grad_norm"])
+        self.scaler.step(optimizer)
         self.scaler.update()
-        if self.ema:
-            self.ema.update()
-        return norm
+        if self.average:
+            self.average.update()
+        return norms
+
+    def _may_climb(self, norm: Tensor) -> bool:
+        # An overflow of fp16: the scaler has seen it and skips the whole step.
+        return not self.scaler.is_enabled() or bool(torch.isfinite(norm))
 
     def _set_rates(self) -> None:
-        settings = self.settings
-        warmup_steps = round(settings.warmup * self.steps)
-        factor = lr_factor(self.step, self.steps, warmup_steps, settings.schedule, settings.final_lr)
+        factor, momentum = self.pace.factor(self.step), self.pace.momentum(self.step)
+        late = factor * self._late_factor()
         for group in self.task.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            of_backbone = str(group.get("name", "")).startswith("backbone")
+            group["lr"] = group["initial_lr"] * (late if of_backbone else factor)
+            if momentum is not None and "betas" in group:
+                group["betas"] = (momentum, group["betas"][1])
+            elif momentum is not None and "momentum" in group:
+                group["momentum"] = momentum
+
+    def _late_factor(self) -> float:
+        """Return the warm-up of a backbone that learns later than the rest."""
+        since = self.step - self.settings.unfreeze_step(self.steps)
+        rise = round(self.settings.unfreeze_warmup * self.steps)
+        return warmup(since, rise) if self.settings.unfreeze_at and 0 <= since < rise else 1.0
 
     def _without_sync(self, last: bool) -> AbstractContextManager:
         if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
@@ -188,7 +231,7 @@ class Engine:
         kept = {name: value.detach().clone() for name, value in embedder.state_dict().items()}
         self.trained.eval()
         try:
-            with self.ema.applied() if self.ema else nullcontext(), torch.no_grad():
+            with self.average.applied() if self.average else nullcontext(), torch.no_grad():
                 embedder.load_state_dict(self.refitted, strict=False)
                 yield embedder
         finally:
@@ -232,9 +275,9 @@ class Engine:
         training: dict[str, Any] = {name: getattr(self, name) for name in names}
         training["optimizer"] = self.task.optimizer.state_dict()
         training["scaler"] = self.scaler.state_dict()
-        if self.ema:
-            parts["ema"] = self.ema.average
-            training["ema_updates"] = self.ema.num_updates
+        if self.average:
+            parts["ema"] = self.average.average
+            training["ema_updates"] = self.average.num_updates
         if self.refitted:
             parts["refit"] = self.refitted
         state = State(self.step, parts, training, {**self.run.meta, "seed": self.run.seed})
@@ -245,7 +288,7 @@ class Engine:
     def _load(self, state: State) -> None:
         load_weights(self.task.embedder, state.parts["embedder"], "embedder")
         load_weights(self.task.head, state.parts["head"], "head")
-        self.task.optimizer.load_state_dict(state.training["optimizer"])
+        load_state(self.task.optimizer, state.training["optimizer"])
         self.scaler.load_state_dict(state.training["scaler"])
         self.window = {name: value.to(self.world.device) for name, value in state.training["window"].items()}
         self.num_in_window = state.training["num_in_window"]
@@ -254,8 +297,8 @@ class Engine:
         self.step = state.step
         if self.step == self.steps:  # with more epochs another neck will be found
             self.refitted = state.parts.get("refit", {})
-        if self.ema:
-            self.ema.load(
+        if self.average:
+            self.average.load(
                 state.parts.get("ema") or state.parts["embedder"], state.training.get("ema_updates", 0)
             )
 

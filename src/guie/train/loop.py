@@ -13,6 +13,7 @@ from guie.errors import UserError
 from guie.train.distributed import Hardware, World
 from guie.train.engine import Engine
 from guie.train.hooks import Hook
+from guie.train.memory import memory_errors
 from guie.train.model import load_weights as load_weights
 from guie.train.settings import Settings
 from guie.train.signals import StopRequests, stop_requests
@@ -42,7 +43,8 @@ def _steps(engine: Engine, hooks: Sequence[Hook], requests: StopRequests) -> Sum
     clock = _Clock()
     stop = 0
     for batch in engine.task.batches(engine.step, engine.steps):
-        engine.advance(batch)
+        with memory_errors(engine.step + 1, engine.settings):
+            engine.advance(batch)
         clock.pause(len(batch.labels) * engine.world.size)
         stop = engine.world.any(requests.signal)
         if engine.checks_now() or stop:

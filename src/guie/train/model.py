@@ -44,7 +44,8 @@ class TrainedModel(nn.Module):
         kind = batch.images.device.type
         with torch.autocast(kind, self._dtype, enabled=self._dtype is not None):
             run: Any = self.embedder.from_features if self._features else self.embedder
-            output: Output = run(batch.images)
+            beside = {} if batch.side is None else {"side": batch.side}
+            output: Output = run(batch.images, **beside)
         with torch.autocast(kind, enabled=False):
             loss = self._loss(_at_least_fp32(output), batch)
         scalars = {name: torch.as_tensor(v).detach() for name, v in loss.scalars.items() if name != "loss"}
@@ -67,19 +68,6 @@ class TrainedModel(nn.Module):
             if getattr(module, "frozen", False) or (self._freeze_bn and isinstance(module, _BatchNorm)):
                 module.eval()
         return self
-
-
-def freeze(embedder: Any, cached: bool = False) -> None:
-    """Stop the backbone's weights and statistics; with `cached` features the pooling's, too."""
-    if hasattr(embedder, "freeze_backbone"):
-        embedder.freeze_backbone()
-    parts = ["backbone", "pool"] if cached else ["backbone"]
-    for name in parts:
-        part = getattr(embedder, name, None)
-        if not isinstance(part, nn.Module):
-            raise UserError(f"trainer.freeze_backbone: this embedder has no part '{name}' to freeze")
-        part.requires_grad_(False)
-        part.frozen = True  # type: ignore[assignment]
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], part: str) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
+
+from guie.errors import UserError
+from guie.train.layers import depths
 
 # Positions and class tokens are biases in all but shape.
 NO_DECAY = ("cls_token", "reg_token", "pos_embed", "positional_embedding", "class_embedding")
@@ -18,13 +23,20 @@ def adamw(  # noqa: PLR0913
     eps: float = 1e-8,
     backbone_lr_factor: float = 1.0,
     head_lr_factor: float = 1.0,
+    layer_decay: float = 1.0,
+    fused: bool | None = None,
     *,
     embedder: nn.Module,
     head: nn.Module,
 ) -> Optimizer:
-    """Return AdamW (Loshchilov and Hutter 2019) over the trainable parameters of both modules."""
-    groups = parameter_groups(embedder, head, lr, weight_decay, backbone_lr_factor, head_lr_factor)
-    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps)
+    """Return AdamW (Loshchilov and Hutter 2019) over the trainable parameters of both modules.
+
+    `fused` is one kernel for all of a step, equal but for rounding; null: on a GPU only (on the CPU its
+    rounding depends on the number of threads).
+    """
+    rates = Rates(lr, backbone_lr_factor, head_lr_factor, layer_decay)
+    groups = parameter_groups(embedder, head, rates, weight_decay)
+    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
 
 
 def sgd(  # noqa: PLR0913
@@ -34,43 +46,76 @@ def sgd(  # noqa: PLR0913
     weight_decay: float = 1e-4,
     backbone_lr_factor: float = 1.0,
     head_lr_factor: float = 1.0,
+    layer_decay: float = 1.0,
     *,
     embedder: nn.Module,
     head: nn.Module,
 ) -> Optimizer:
     """Return stochastic gradient descent with momentum over the trainable parameters of both modules."""
-    groups = parameter_groups(embedder, head, lr, weight_decay, backbone_lr_factor, head_lr_factor)
+    rates = Rates(lr, backbone_lr_factor, head_lr_factor, layer_decay)
+    groups = parameter_groups(embedder, head, rates, weight_decay)
     return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
 
 
+class Rates(NamedTuple):
+    """Base rate and its factors by part; `layer_decay`^depth (Clark et al., ICLR 2020) within the backbone.
+
+    The neck is at depth 0, a backbone's last layer at 1, its embedding deepest (`layers.depths`).
+    """
+
+    lr: float
+    backbone_lr_factor: float = 1.0
+    head_lr_factor: float = 1.0
+    layer_decay: float = 1.0
+
+    def of(self, part: str, depth: int) -> float:
+        """Return the base rate of a group."""
+        factors = {"backbone": self.backbone_lr_factor, "head": self.head_lr_factor}
+        return self.lr * factors.get(part, 1.0) * self.layer_decay**depth
+
+
 def parameter_groups(
-    embedder: nn.Module,
-    head: nn.Module,
-    lr: float,
-    weight_decay: float,
-    backbone_lr_factor: float = 1.0,
-    head_lr_factor: float = 1.0,
+    embedder: nn.Module, head: nn.Module, rates: Rates, weight_decay: float
 ) -> list[dict[str, Any]]:
     """Split what requires a gradient into named groups: backbone, embedder (the rest of it), head.
 
     Each is split again: vectors and scalars (biases, norms, GeM's p), tokens and positions do not decay.
+    With `layer_decay` the backbone is split by depth: backbone.12 is its embedding, say.
     A group keeps its own `initial_lr`; the loop sets `lr` = `initial_lr` * factor at each step.
     """
-    factors = {"backbone": backbone_lr_factor, "embedder": 1.0, "head": head_lr_factor}
-    members: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    if not 0 < rates.layer_decay <= 1:
+        raise UserError(f"optim.layer_decay: {rates.layer_decay}; accepted: 0 < layer_decay <= 1 (1: off)")
+    backbone = getattr(embedder, "backbone", None)
+    layered = depths(backbone) if backbone is not None and rates.layer_decay < 1 else {}
+    members: dict[tuple[str, int, bool], list[nn.Parameter]] = {}
     for part, name, parameter in _parameters(embedder, head):
         decays = parameter.ndim > 1 and not name.endswith(NO_DECAY)
-        members.setdefault((part, decays), []).append(parameter)
+        depth = layered.get(name.removeprefix("backbone."), 0) if part == "backbone" else 0
+        members.setdefault((part, depth, decays), []).append(parameter)
     return [
         {
             "params": parameters,
-            "name": part if decays else f"{part}.no_decay",
+            "name": f"{part}{f'.{depth}' if depth else ''}{'' if decays else '.no_decay'}",
             "weight_decay": weight_decay if decays else 0.0,
-            "lr": lr * factors[part],
-            "initial_lr": lr * factors[part],
+            "lr": rates.of(part, depth),
+            "initial_lr": rates.of(part, depth),
         }
-        for (part, decays), parameters in members.items()
+        for (part, depth, decays), parameters in members.items()
     ]
+
+
+def settle(optimizer: Optimizer, device: torch.device) -> None:
+    """Use fused kernels on a GPU where `fused` was left open: an optimiser is made before its model moves."""
+    for group in optimizer.param_groups:
+        if "betas" in group and group.get("fused", False) is None and device.type == "cuda":
+            group["fused"] = True
+
+
+def load_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Load a saved state; which kernels are used is a matter of this machine, not of the saved one."""
+    pairs = zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    groups = [{**then, **{k: now[k] for k in ("fused",) if k in now}} for then, now in pairs]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
 
 
 def _parameters(embedder: nn.Module, head: nn.Module) -> list[tuple[str, str, nn.Parameter]]:

@@ -24,6 +24,7 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
 
 def to_device(batch: Batch, device: torch.device, memory_format: torch.memory_format) -> Batch:
     """Return the batch on `device`, images in `memory_format`; ids stay where they are."""
+
     def moved(value: Tensor) -> Tensor:
         return value.to(device, non_blocking=True)
 

@@ -90,5 +90,6 @@ def duration(seconds: float) -> str:
 
 
 def _said(values: Mapping[str, float]) -> str:
-    shown = [key for key in values if key not in ("step", "epoch", "lr", "grad_norm")]
+    hidden = ("step", "epoch", "lr", "grad_norm")
+    shown = [key for key in values if key.split("/")[0] not in hidden]
     return "  ".join(f"{key} {values[key]:.4g}" for key in shown)

@@ -1,0 +1,153 @@
+"""Heads that compare pictures, over ranks and over a kill: one process with the whole batch, and the same bits."""
+
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from ranks import logs, run_ranks, start_ranks, wait
+from test_distributed import largest_difference
+from test_resume import Die
+from tiny import CLASSES, DIM, STEPS_PER_EPOCH, TinyEmbedder, batches, settings, train
+
+from guie import checkpoint
+from guie.heads import pairs
+from guie.heads.combine import Weighted
+from guie.heads.contrastive import Contrastive, MultiSimilarity, SupCon
+from guie.heads.margin import ArcFace
+from guie.heads.memory import CrossBatchMemory
+from guie.heads.proxy import ProxyAnchor
+from guie.heads.triplet import Triplet
+from guie.train.distributed import World
+from guie.train.optim import adamw
+from guie.train.task import Task
+
+FACTS = {"num_classes": CLASSES, "embed_dim": DIM}
+
+
+def memory(head, size=20, **options):
+    return CrossBatchMemory(head, size, **options, embed_dim=DIM)
+
+
+HEADS = {
+    "contrastive memory": lambda: memory(Contrastive()),
+    "memory of labels and ArcFace": lambda: Weighted(
+        {"memory": memory(SupCon(), 50, start_step=6, same_id="drop"), "arcface": ArcFace(**FACTS)}
+    ),
+    "proxy anchor": lambda: ProxyAnchor(alpha=8.0, **FACTS),
+}
+MORE = {
+    "memory as large as the batch": lambda: memory(Contrastive(), 8),
+    "multi-similarity memory": lambda: memory(MultiSimilarity()),
+    "triplet memory": lambda: memory(Triplet()),
+    "memory of ids": lambda: memory(Contrastive(by="id"), 60),
+    "contrastive": Contrastive,
+    "triplet": Triplet,
+    "hard triplet": lambda: Triplet(mining="hard"),
+    "semi-hard triplet": lambda: Triplet(mining="semi_hard"),
+}
+
+
+def task_of(make_head, world):
+    torch.manual_seed(0)
+    embedder, head = TinyEmbedder().double(), make_head().double()
+    optimizer = adamw(lr=0.01, embedder=embedder, head=head)
+    drawn = batches(0, world)
+
+    def with_returning_ids(start, stop):  # 24 pictures, seen again within the memory
+        return (replace(batch, ids=batch.ids % 24) for batch in drawn(start, stop))
+
+    return Task(embedder, head, optimizer, with_returning_ids, STEPS_PER_EPOCH)
+
+
+def trained(make_head, folder, world=None, *, epochs=5, hooks=(), resume=None, **changes):
+    world = world or World()
+    made = task_of(make_head, world)
+    options = settings(epochs=epochs, keep=20, **changes)
+    train(made, options, folder=folder, world=world, hooks=hooks, resume=resume)
+    return made
+
+
+def two_ranks_and_one_agree(heads, folder):
+    def both(world):
+        for name, make_head in heads.items():
+            head = trained(make_head, folder / name / "two", world).head
+            queues = world.gather([buffer.tolist() for buffer in head.buffers()])
+            assert queues[0] == queues[1], name
+
+    assert run_ranks(2, both, folder / "ranks") == [0, 0], logs(folder / "ranks")
+    for name, make_head in heads.items():
+        trained(make_head, folder / name / "one")
+        assert largest_difference(folder / name / "one", folder / name / "two") < 1e-9, name
+
+
+def test_two_ranks_equal_one_process_with_the_whole_batch(tmp_path):
+    two_ranks_and_one_agree(HEADS, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_process_for_every_head_of_pairs(tmp_path):
+    two_ranks_and_one_agree(MORE, tmp_path)
+
+
+def test_the_comparison_can_fail_where_ranks_keep_to_themselves(tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "num_ranks", lambda: 1)
+    make_head = HEADS["contrastive memory"]
+    assert run_ranks(2, lambda world: trained(make_head, tmp_path / "two", world) and None, tmp_path) == [
+        0,
+        0,
+    ]
+    trained(make_head, tmp_path / "one")
+    assert largest_difference(tmp_path / "one", tmp_path / "two") > 1e-6
+
+
+def digests(folder):
+    state = checkpoint.read(folder, "last")
+    assert state.step == 20
+    return {part: checkpoint.weights_digest(tensors) for part, tensors in state.parts.items()}
+
+
+def test_a_memory_killed_in_mid_epoch_ends_in_the_same_bits(tmp_path):
+    make_head = HEADS["memory of labels and ArcFace"]
+
+    def killed(world):
+        trained(make_head, tmp_path / "killed", world, hooks=[Die(11)], save_steps=2)
+
+    def resumed(world):
+        state = checkpoint.read(tmp_path / "killed", "last")
+        trained(make_head, tmp_path / "killed", world, resume=state, save_steps=2)
+
+    def straight(world):
+        trained(make_head, tmp_path / "straight", world, save_steps=2)
+
+    pids = start_ranks(2, killed, tmp_path / "a")
+    assert wait(pids[0]) == -signal.SIGKILL
+    assert wait(pids[1]) != 0
+    assert checkpoint.read(tmp_path / "killed", "last").step == 10
+    assert run_ranks(2, resumed, tmp_path / "b") == [0, 0], logs(tmp_path / "b")
+    assert run_ranks(2, straight, tmp_path / "c") == [0, 0], logs(tmp_path / "c")
+    assert digests(tmp_path / "killed") == digests(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
+def test_a_memory_is_taken_up_by_another_number_of_ranks(tmp_path, first, second):
+    make_head = HEADS["contrastive memory"]
+
+    def begin(world):
+        trained(make_head, tmp_path / "all", world, save_steps=6)
+
+    def end(world):
+        state = checkpoint.read(tmp_path / "all" / "step_000006")
+        trained(make_head, tmp_path / "end", world, resume=state)
+
+    for size, work in ((first, begin), (second, end)):
+        assert run_ranks(size, work, tmp_path / f"ranks{size}") == [0] * size, logs(tmp_path / f"ranks{size}")
+    trained(make_head, tmp_path / "one")
+    assert largest_difference(tmp_path / "one", tmp_path / "end") < 1e-9
+
+
+def test_a_memory_of_another_size_is_refused_by_name(tmp_path):
+    trained(lambda: memory(Contrastive(), 20), tmp_path / "a", epochs=1)
+    state = checkpoint.read(tmp_path / "a", "last")
+    with pytest.raises(Exception, match=r"head\.columns: the checkpoint has \(20, 2\), the model \(30, 2\)"):
+        trained(lambda: memory(Contrastive(), 30), tmp_path / "b", resume=state)
