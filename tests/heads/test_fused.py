@@ -8,7 +8,7 @@ import torch
 from guie.errors import UserError
 from guie.heads import fused
 from guie.heads.fused import Additive, Angular, Rule, margin_softmax
-from guie.heads.margin import ArcFace, CosFace, SubCenterArcFace, margin_loss
+from guie.heads.margin import ArcFace, CosFace, SubCenterArcFace
 from guie.types import Batch, Output
 
 B, D, C = 7, 5, 11
@@ -171,7 +171,8 @@ def test_only_the_winning_sub_centre_receives_gradient():
 def test_a_label_out_of_range_is_named(label):
     head = ArcFace(num_classes=C, embed_dim=D)
     with pytest.raises(UserError, match=rf"labels: .*{label}.* received; accepted: 0..10"):
-        margin_loss(torch.randn(2, D), head.weight, torch.tensor([0, label]), head.rule)
+        labels = torch.tensor([0, label])
+        head(Output(torch.randn(2, D), None, torch.randn(2, D), None), Batch(labels, labels, labels, labels))
 
 
 @pytest.mark.parametrize(

@@ -32,14 +32,14 @@ _SMALL_BYTES = 16 << 20  # a B x C buffer that is never worth forming the cosine
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of cosines: `scale` * `margin(target)`.
+    """What becomes of cosines: `scale` * `margin(target)`; `scale` a number, or () on the weights' device.
 
     `chunk` forms at most so many classes at a time and keeps no B x C buffer; None keeps the buffer where it
     is small or no larger than the weights.
     """
 
     margin: Margin
-    scale: float
+    scale: float | Tensor
     smoothing: float = 0.0
     chunk: int | None = None
 
@@ -67,29 +67,43 @@ def margin_softmax(embeddings: Tensor, weight: Tensor, labels: Tensor, rule: Rul
 
 @dataclass(frozen=True)
 class Angular:
-    """cos(angle + margin), continued by cos - margin * sin(pi - margin) past pi - margin (ArcFace)."""
+    """cos(angle + margin), continued by cos - margin * sin(pi - margin) past pi - margin (ArcFace).
 
-    margin: float
+    `margin` is one number, or (B,): one for each target.
+    """
+
+    margin: float | Tensor
 
     def __call__(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
         """Return values and slopes; the slope is bounded where the target is at angle 0 or pi."""
-        cos_m, sin_m = math.cos(self.margin), math.sin(self.margin)
+        margin, cos_m, sin_m = _with_cosine_and_sine(self.margin, cosine)
         sine = (1 - cosine * cosine).clamp_min(torch.finfo(cosine.dtype).eps).sqrt()
         beyond = cosine <= -cos_m
-        value = torch.where(beyond, cosine - self.margin * sin_m, cosine * cos_m - sine * sin_m)
+        value = torch.where(beyond, cosine - margin * sin_m, cosine * cos_m - sine * sin_m)
         slope = torch.where(beyond, torch.ones_like(cosine), cos_m + cosine / sine * sin_m)
         return value, slope
 
 
 @dataclass(frozen=True)
 class Additive:
-    """cos - margin (CosFace, AM-softmax); margin 0 is the plain normalised softmax."""
+    """cos - margin (CosFace, AM-softmax); margin 0 is the plain normalised softmax.
 
-    margin: float
+    `margin` is one number, or (B,): one for each target.
+    """
+
+    margin: float | Tensor
 
     def __call__(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
         """Return values and slopes."""
-        return cosine - self.margin, torch.ones_like(cosine)
+        margin = self.margin.to(cosine.dtype) if isinstance(self.margin, Tensor) else self.margin
+        return cosine - margin, torch.ones_like(cosine)
+
+
+def _with_cosine_and_sine(angle: float | Tensor, like: Tensor) -> tuple[Any, Any, Any]:
+    if isinstance(angle, Tensor):
+        angle = angle.to(like.dtype)
+        return angle, angle.cos(), angle.sin()
+    return angle, math.cos(angle), math.sin(angle)
 
 
 class _Saved(NamedTuple):
@@ -179,7 +193,9 @@ def _block_backward(
             out.addcmul_(rows, (along * inverse * inverse)[:, None], value=-1)
 
 
-def _block_logits(saved: _Saved, scale: float, block: slice, *, fresh: bool) -> tuple[Tensor, Tensor | None]:
+def _block_logits(
+    saved: _Saved, scale: float | Tensor, block: slice, *, fresh: bool
+) -> tuple[Tensor, Tensor | None]:
     """Return the block's logits (B, n), margin in place, and winning sub-centres; formed if `fresh`."""
     size = (len(saved.unit), block.stop - block.start)
     logits = saved.unit.new_empty(size) if saved.logits is None else saved.logits[:, block]

@@ -8,43 +8,56 @@ over the batch, so that DDP's mean of gradients equals one process with the whol
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from guie.errors import UserError
+from guie.heads.centres import class_centres
 from guie.heads.fused import Additive, Angular, Rule, margin_softmax
+from guie.heads.labels import check_labels
+from guie.heads.margin_by import Margins
+from guie.heads.reduction import Reduction
 from guie.types import Batch, Loss, Output
 
 
 class ArcFace(nn.Module):
     """Additive angular margin (Deng et al., CVPR 2019, eq. 3): logits scale * cos(angle + margin).
 
-    `margin` in radians, with easy_margin False. `chunk` forms at most so many classes at a time to bound
-    memory (null: the buffer of B x C is dropped where it outgrows the weights). `init`: "xavier" uniform, or
-    "uniform" within 1 / sqrt(D).
+    `margin` in radians, with easy_margin False; `margin_by` names what changes it by class or epoch, in order
+    (`heads.margin_by`). `chunk` forms at most so many classes at a time to bound memory (null: the buffer of
+    B x C is dropped where it outgrows the weights). `init`: "xavier" uniform, or "uniform" within
+    1 / sqrt(D); `centres` is a file of vectors instead, which stay as they are (`heads.centres`). `focal` is
+    the exponent of the focal factor, `per_domain` a `heads.reduction.PerDomain` or null.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         scale: float = 30.0,
         margin: float = 0.5,
         label_smoothing: float = 0.0,
         chunk: int | None = None,
         init: Literal["xavier", "uniform"] = "xavier",
+        margin_by: Mapping[str, Any] | None = None,
+        centres: str | None = None,
+        focal: float = 0.0,
+        per_domain: Any = None,
         *,
         num_classes: int,
         embed_dim: int,
     ) -> None:
         super().__init__()
-        _check_range("margin", margin, 0, math.pi / 2, "radians (0.5 is usual)")
+        check_range("margin", margin, 0, math.pi / 2, "radians (0.5 is usual)")
         self.rule = checked_rule(Rule(Angular(margin), scale, label_smoothing, chunk))
-        self.weight = nn.Parameter(initial_weight((num_classes, embed_dim), init))
+        self.margins, self.reduction = Margins(margin, margin_by), Reduction(focal, per_domain)
+        self.weight = class_centres((num_classes, embed_dim), init, centres)
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """Return the mean loss; logs `loss`, `accuracy` without margin and mean `target_cosine`."""
-        return margin_loss(output.raw, self.weight, batch.labels, self.rule)
+        rule = replace(self.rule, margin=Angular(self.margins(batch.labels)))
+        return margin_loss(output.raw, self.weight, batch, rule, self.reduction)
 
 
 class CosFace(nn.Module):
@@ -53,25 +66,31 @@ class CosFace(nn.Module):
     `margin` 0 is the normalised softmax (NormFace). Other parameters as in `ArcFace`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         scale: float = 30.0,
         margin: float = 0.35,
         label_smoothing: float = 0.0,
         chunk: int | None = None,
         init: Literal["xavier", "uniform"] = "xavier",
+        margin_by: Mapping[str, Any] | None = None,
+        centres: str | None = None,
+        focal: float = 0.0,
+        per_domain: Any = None,
         *,
         num_classes: int,
         embed_dim: int,
     ) -> None:
         super().__init__()
-        _check_range("margin", margin, 0, 2, "")
+        check_range("margin", margin, 0, 2, "")
         self.rule = checked_rule(Rule(Additive(margin), scale, label_smoothing, chunk))
-        self.weight = nn.Parameter(initial_weight((num_classes, embed_dim), init))
+        self.margins, self.reduction = Margins(margin, margin_by), Reduction(focal, per_domain)
+        self.weight = class_centres((num_classes, embed_dim), init, centres)
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """Return the mean loss; logs `loss`, `accuracy` without margin and mean `target_cosine`."""
-        return margin_loss(output.raw, self.weight, batch.labels, self.rule)
+        rule = replace(self.rule, margin=Additive(self.margins(batch.labels)))
+        return margin_loss(output.raw, self.weight, batch, rule, self.reduction)
 
 
 class SubCenterArcFace(nn.Module):
@@ -88,65 +107,49 @@ class SubCenterArcFace(nn.Module):
         label_smoothing: float = 0.0,
         chunk: int | None = None,
         init: Literal["xavier", "uniform"] = "xavier",
+        margin_by: Mapping[str, Any] | None = None,
+        centres: str | None = None,
+        focal: float = 0.0,
+        per_domain: Any = None,
         *,
         num_classes: int,
         embed_dim: int,
     ) -> None:
         super().__init__()
-        _check_range("margin", margin, 0, math.pi / 2, "radians (0.5 is usual)")
-        _check_range("k", k, 1, 255, "sub-centres")
+        check_range("margin", margin, 0, math.pi / 2, "radians (0.5 is usual)")
+        check_range("k", k, 1, 255, "sub-centres")
         self.rule = checked_rule(Rule(Angular(margin), scale, label_smoothing, chunk))
-        self.weight = nn.Parameter(initial_weight((k, num_classes, embed_dim), init))
+        self.margins, self.reduction = Margins(margin, margin_by), Reduction(focal, per_domain)
+        self.weight = class_centres((k, num_classes, embed_dim), init, centres)
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """Return the mean loss; logs `loss`, `accuracy` without margin and mean `target_cosine`."""
-        return margin_loss(output.raw, self.weight, batch.labels, self.rule)
+        rule = replace(self.rule, margin=Angular(self.margins(batch.labels)))
+        return margin_loss(output.raw, self.weight, batch, rule, self.reduction)
 
 
-def margin_loss(raw: Tensor, weight: Tensor, labels: Tensor, rule: Rule) -> Loss:
-    """Return the mean fused loss of `raw` (B, D) against `weight` ((K,) C, D), with its scalars.
+def margin_loss(raw: Tensor, weight: Tensor, batch: Batch, rule: Rule, reduction: Reduction) -> Loss:
+    """Return the reduced fused losses of `raw` (B, D) against `weight` ((K,) C, D), with their scalars.
 
     Raises UserError for a label outside 0..C-1 (on a GPU: a device-side assertion, to spare a wait).
     """
-    check_labels(labels, weight.shape[-2])
-    found = margin_softmax(raw.to(weight.dtype), weight, labels, rule)
-    total = found.losses.mean()
-    scalars: dict[str, float | Tensor] = {
-        "loss": total.detach(),
-        "accuracy": found.correct.float().mean(),
-        "target_cosine": found.cosine.mean(),
-    }
-    return Loss(total, scalars)
-
-
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuse labels (B,) outside 0..num_classes-1."""
-    inside = ((labels >= 0) & (labels < num_classes)).all()
-    message = f"labels: {{}} received; accepted: 0..{num_classes - 1} (the head has {num_classes} classes)"
-    if labels.is_cuda:
-        torch._assert_async(inside, message.format("a value out of range"))
-    elif not inside:
-        raise UserError(message.format(f"{int(labels.min())}..{int(labels.max())}"))
-
-
-def initial_weight(shape: tuple[int, ...], init: str) -> Tensor:
-    """Return random rows (..., C, D), "xavier" uniform over (C, D) or "uniform" within 1 / sqrt(D)."""
-    classes, width = shape[-2:]
-    if init not in ("xavier", "uniform"):
-        raise UserError(f"head.init: {init!r} received; accepted: xavier, uniform")
-    bound = math.sqrt(6 / (classes + width)) if init == "xavier" else 1 / math.sqrt(width)
-    return torch.empty(shape).uniform_(-bound, bound)
+    check_labels(batch.labels, weight.shape[-2])
+    found = margin_softmax(raw.to(weight.dtype), weight, batch.labels, rule)
+    loss = reduction(found.losses, batch.domains)
+    measured = {"accuracy": found.correct.float().mean(), "target_cosine": found.cosine.mean()}
+    return Loss(loss.total, loss.scalars | measured)
 
 
 def checked_rule(rule: Rule) -> Rule:
     """Return `rule`, or raise UserError naming the parameter out of range."""
-    _check_range("scale", rule.scale, 1e-6, 1e4, "(30 to 64 is usual)")
-    _check_range("label_smoothing", rule.smoothing, 0, 1, "")
+    check_range("scale", float(rule.scale), 1e-6, 1e4, "(30 to 64 is usual)")
+    check_range("label_smoothing", rule.smoothing, 0, 1, "")
     if rule.chunk is not None:
-        _check_range("chunk", rule.chunk, 1, math.inf, "classes, or null for none")
+        check_range("chunk", rule.chunk, 1, math.inf, "classes, or null for none")
     return rule
 
 
-def _check_range(name: str, value: float, low: float, high: float, unit: str) -> None:
+def check_range(name: str, value: float, low: float, high: float, unit: str) -> None:
+    """Refuse a value of parameter `name` outside `low` to `high`."""
     if not low <= value <= high:
         raise UserError(f"head.{name}: {value} received; accepted: {low:g} to {high:.4g} {unit}".rstrip())
