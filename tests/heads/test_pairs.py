@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import batch_of, distance, equal_with_gradients, mean, output_of, random_case, reference_case
+from head_cases import batch_of, distance, equal_with_gradients, mean, output_of, random_case, reference_case
 from torch.nn.functional import normalize
 
 from guie.build import build

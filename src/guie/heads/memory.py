@@ -56,19 +56,12 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("vectors", torch.zeros(size, embed_dim))
         self.register_buffer("columns", torch.full((size, 2), -1))  # label and id
         self.register_buffer("num_stored", torch.zeros((), dtype=torch.int64))
-        self._num_before: Tensor | None = None
         self._counts = start_step <= 0
 
     def at_step(self, step: int, steps: int, steps_per_epoch: int) -> None:
         """Begin to count at `start_step`."""
         del steps, steps_per_epoch
         self._counts = step >= self.start_step
-        self._num_before = None
-
-    def rewind(self) -> None:
-        """Take back what this step has stored, before its batch is seen a second time (SAM)."""
-        if self._num_before is not None:
-            self.num_stored.copy_(self._num_before)
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """Return the head's loss; logs `loss` and `positive_cosine`. UserError for too short a queue."""
@@ -86,8 +79,6 @@ class CrossBatchMemory(nn.Module):
         """Overwrite the oldest entries; return the places (B,) of the new ones."""
         if len(z) > self.size:
             raise UserError(f"head.size: {self.size} received; accepted: at least the batch of {len(z)}")
-        if self._num_before is None:
-            self._num_before = self.num_stored.clone()
         places = (self.num_stored + torch.arange(len(z), device=z.device)) % self.size
         self.vectors.index_copy_(0, places, z.to(self.vectors.dtype))
         self.columns.index_copy_(0, places, columns)

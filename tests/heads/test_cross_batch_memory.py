@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import batch_of, distance, equal_with_gradients, mean, output_of
+from head_cases import batch_of, distance, equal_with_gradients, mean, output_of
 from torch.nn.functional import normalize
 
 from guie.errors import UserError
@@ -123,28 +123,6 @@ def test_evaluation_leaves_the_memory_alone():
         head(output_of(raw), batch_of(labels, ids)).total
         == Contrastive()(output_of(raw), batch_of(labels)).total
     )
-    assert head.num_stored == 0
-
-
-def test_a_batch_seen_twice_is_stored_once():
-    once, twice = memory_of(Contrastive(), 20), memory_of(Contrastive(), 20)
-    for step, (raw, labels, ids) in enumerate(steps(5)):
-        for head in (once, twice):
-            head.at_step(step, 5, 5)
-        expected = once(output_of(raw), batch_of(labels, ids)).total
-        twice(output_of(raw + 0.1), batch_of(labels, ids))
-        twice.rewind()
-        assert twice(output_of(raw), batch_of(labels, ids)).total == expected
-    assert torch.equal(once.vectors, twice.vectors) and once.num_stored == twice.num_stored
-
-
-def test_two_micro_batches_are_both_stored_and_both_taken_back():
-    head = memory_of(Contrastive(), 20)
-    head.at_step(0, 5, 5)
-    for raw, labels, ids in steps(2):
-        head(output_of(raw), batch_of(labels, ids))
-    assert head.num_stored == 2 * BATCH
-    head.rewind()
     assert head.num_stored == 0
 
 
