@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from guie.errors import UserError
+from guie.launch import placement
 
 T = TypeVar("T")
 
@@ -98,21 +99,23 @@ class World:
 
 @contextmanager
 def world(device: str = "auto", timeout_s: float = 1800.0) -> Iterator[World]:
-    """Join the processes that torchrun started (environment WORLD_SIZE, RANK, ...), or be alone.
+    """Join the processes that torchrun, srun or `launch.*` started (`launch.placement`), or be alone.
 
-    `device` is auto, cpu or cuda; each process takes the GPU of its LOCAL_RANK.
+    `device` is auto, cpu or cuda; each process takes the GPU of its local rank.
     Raises UserError where cuda is asked for and absent.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if size == 1:
+    place = placement()
+    chosen = pick_device(device, place.local_rank)
+    if place.size == 1:
         yield World(device=chosen)
         return
     # Control messages stay on gloo: they must not wait for the GPU's queue.
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    where = f"tcp://{place.meeting}" if place.meeting else "env://"
+    limit = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, where, limit, world_size=place.size, rank=place.rank)
     try:
-        yield World(int(os.environ["RANK"]), size, chosen)
+        yield World(place.rank, place.size, chosen)
     finally:
         dist.destroy_process_group()
 
@@ -125,8 +128,18 @@ def pick_device(device: str, local_rank: int = 0) -> torch.device:
         raise UserError("device: 'cuda', but torch finds no GPU; accepted here: auto, cpu")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    index = _gpu_of(local_rank, torch.cuda.device_count())
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _gpu_of(local_rank: int, visible: int) -> int:
+    """Return the GPU of a process: the only one where it sees one (SLURM's --gpus-per-task), else its own."""
+    mates = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if mates > visible or (visible > 1 and local_rank >= visible):
+        num = max(mates, local_rank + 1)
+        raise UserError(f"launch: {num} processes on a machine with {visible} GPUs; accepted: one for each")
+    return local_rank if visible > 1 else 0
 
 
 def precision(wanted: str, device: torch.device) -> torch.dtype | None:
