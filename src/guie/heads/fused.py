@@ -45,6 +45,19 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """How blocks of classes become one softmax, where the weights are one of several blocks.
+
+    `sum` and `largest` reduce (B,) over the blocks, `classes` counts those of all blocks. A label outside
+    0..C-1 then means that its class is in another block.
+    """
+
+    sum: Callable[[Tensor], Tensor]
+    largest: Callable[[Tensor], Tensor]
+    classes: int | Tensor
+
+
+@dataclass(frozen=True)
 class Margined:
     """Per sample (B,): `losses`; and, without gradient, the target's `cosine` and if it was the largest."""
 
@@ -53,15 +66,18 @@ class Margined:
     correct: Tensor
 
 
-def margin_softmax(embeddings: Tensor, weight: Tensor, labels: Tensor, rule: Rule) -> Margined:
+def margin_softmax(
+    embeddings: Tensor, weight: Tensor, labels: Tensor, rule: Rule, elsewhere: Elsewhere | None = None
+) -> Margined:
     """Return the cross-entropy of `scale * cos` with the margin on the target.
 
     `embeddings` (B, D) and `weight` (C, D) or (K, C, D) of any length and of one floating dtype, `labels`
     (B,) in 0..C-1 (not checked). A row of zero length has cosine 0 with everything and receives no gradient.
+    With classes `elsewhere` the losses are those over all of them, the gradients only this block's share.
     """
     rows = weight if weight.dim() == 3 else weight.unsqueeze(0)
     with torch.autocast(embeddings.device.type, enabled=False):
-        losses, cosine, correct = _MarginSoftmax.apply(embeddings, rows, labels, rule)
+        losses, cosine, correct = _MarginSoftmax.apply(embeddings, rows, labels, rule, elsewhere)
     return Margined(losses, cosine, correct)
 
 
@@ -125,11 +141,11 @@ class _Saved(NamedTuple):
 class _MarginSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, embeddings: Tensor, weight: Tensor, labels: Tensor, rule: Rule
+        ctx: Any, embeddings: Tensor, weight: Tensor, labels: Tensor, rule: Rule, elsewhere: Elsewhere | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         inverse_e = _inverse_lengths(embeddings)
         unit = embeddings * inverse_e[:, None]
-        cosine = _target_cosines(unit, weight, labels)
+        cosine = _target_cosines(unit, weight, labels, elsewhere)
         value, slope = rule.margin(cosine)
         keep = _keeps_logits(unit, weight, rule.chunk)
         logits = unit.new_empty(len(unit), weight.shape[1]) if keep else None
@@ -142,10 +158,13 @@ class _MarginSoftmax(torch.autograd.Function):
         for block in _blocks(weight, len(unit), rule.chunk):
             inverse_w[:, block] = _inverse_lengths(weight[:, block])
             sums.add(_block_logits(saved, rule.scale, block, fresh=True)[0])
+        if elsewhere is not None:
+            sums.join(elsewhere)
+        ctx.classes = weight.shape[1] if elsewhere is None else elsewhere.classes
         log_total = sums.value()
         losses = log_total - (1 - rule.smoothing) * rule.scale * value
         if rule.smoothing > 0:
-            losses = losses - rule.smoothing / weight.shape[1] * sums.plain
+            losses = losses - rule.smoothing / ctx.classes * sums.plain
         ctx.rule = rule
         ctx.save_for_backward(*saved._replace(log_total=log_total))
         correct = cosine * rule.scale >= sums.top
@@ -154,27 +173,40 @@ class _MarginSoftmax(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         saved, rule = _Saved(*ctx.saved_tensors), ctx.rule
         weight_gradient = torch.empty_like(saved.weight) if ctx.needs_input_grad[1] else None
         pulled = torch.zeros_like(saved.unit)
+        each = rule.smoothing / ctx.classes
         with torch.autocast(grad.device.type, enabled=False):
             for block in _blocks(saved.weight, len(grad), rule.chunk):
-                _block_backward(saved, rule, block, grad, pulled=pulled, weight_gradient=weight_gradient)
+                _block_backward(
+                    saved, rule, block, grad, each, pulled=pulled, weight_gradient=weight_gradient
+                )
         # cos = unit . w: the part along the embedding itself does not turn it
         pulled -= saved.unit * (saved.unit * pulled).sum(1, keepdim=True)
         pulled *= (rule.scale * grad * saved.inverse_e)[:, None]
-        return pulled, weight_gradient, None, None
+        return pulled, weight_gradient, None, None, None
 
 
 def _block_backward(
-    saved: _Saved, rule: Rule, block: slice, grad: Tensor, *, pulled: Tensor, weight_gradient: Tensor | None
+    saved: _Saved,
+    rule: Rule,
+    block: slice,
+    grad: Tensor,
+    each: float | Tensor,
+    *,
+    pulled: Tensor,
+    weight_gradient: Tensor | None,
 ) -> None:
-    """Add the block's pull on the unit embeddings to `pulled`; write its rows of the weight gradient."""
+    """Add the block's pull on the unit embeddings to `pulled`; write its rows of the weight gradient.
+
+    `each` is what label smoothing gives to every class.
+    """
     logits, winners = _block_logits(saved, rule.scale, block, fresh=saved.logits is None)
     slopes = torch.sub(logits, saved.log_total[:, None]).exp_()
     if rule.smoothing > 0:
-        slopes.sub_(rule.smoothing / saved.weight.shape[1])
+        slopes.sub_(each)
     at, inside = _columns(saved.labels, block)
     at_target = (slopes.gather(1, at) - (1 - rule.smoothing)) * saved.slope[:, None]
     slopes.scatter_(1, at, torch.where(inside, at_target, slopes.gather(1, at)))
@@ -232,6 +264,13 @@ class _LogSumExp:
         if self.with_sum:
             self.plain += logits.sum(1)
 
+    def join(self, elsewhere: Elsewhere) -> None:
+        top = elsewhere.largest(self.top)
+        self.total = elsewhere.sum(self.total * (self.top - top).exp())
+        self.top = top
+        if self.with_sum:
+            self.plain = elsewhere.sum(self.plain)
+
     def value(self) -> Tensor:
         return self.top + self.total.log()
 
@@ -260,11 +299,12 @@ def _winners_like(logits: Tensor, weight: Tensor) -> Tensor | None:
     return torch.zeros_like(logits, dtype=torch.uint8) if weight.shape[0] > 1 else None
 
 
-def _target_cosines(unit: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def _target_cosines(unit: Tensor, weight: Tensor, labels: Tensor, elsewhere: Elsewhere | None) -> Tensor:
     """Return the cosine (B,) with the nearest sub-centre of each label, within -1..1 despite rounding."""
-    rows = weight[:, labels]
-    cosines = (rows * unit).sum(-1) * _inverse_lengths(rows)
-    return cosines.amax(0).clamp(-1, 1)
+    at, inside = _columns(labels, slice(0, weight.shape[1]))
+    rows = weight[:, labels if elsewhere is None else at[:, 0]]
+    cosines = ((rows * unit).sum(-1) * _inverse_lengths(rows)).amax(0).clamp(-1, 1)
+    return cosines if elsewhere is None else elsewhere.sum(torch.where(inside[:, 0], cosines, 0))
 
 
 def _inverse_lengths(rows: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -163,12 +163,14 @@ def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16"})
 
 
-def replicate(module: nn.Module, here: World, static: bool = True) -> nn.Module:
+def replicate(module: nn.Module, here: World, static: bool = True, apart: Sequence[str] = ()) -> nn.Module:
     """Wrap `module` so that its gradients are averaged over ranks; alone it is returned as it is.
 
     `static`: every step uses the same parameters, which lets torch overlap more; torch allows that only
-    where no step accumulates several backward passes.
+    where no step accumulates several backward passes. The parameters named `apart` are each rank's own.
     """
-    if here.size == 1 or not any(p.requires_grad for p in module.parameters()):
+    shared = [p for name, p in module.named_parameters() if name not in apart]
+    if here.size == 1 or not any(p.requires_grad for p in shared):
         return module
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, apart)
     return nn.parallel.DistributedDataParallel(module, static_graph=static, gradient_as_bucket_view=True)

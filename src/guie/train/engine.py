@@ -22,6 +22,7 @@ from guie.train.pieces import seed_everything, split, to_device
 from guie.train.sam import Buffers, Sam, once_more
 from guie.train.schedule import warmup
 from guie.train.settings import Settings
+from guie.train.sharding import own_state, own_weights, scaler, sharded_names, whole_state, whole_weights
 from guie.train.task import Run, Task
 from guie.types import Batch
 
@@ -39,7 +40,7 @@ class Engine:
         self.trained = TrainedModel(task.embedder, task.head, self.dtype, task.features)
         self.trained.configure(settings.freeze_bn, settings.sync_bn, hardware.channels_last, world)
         settle(task.optimizer, world.device)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
+        self.scaler = scaler(task.head, world.device, enabled=self.dtype is torch.float16)
         self.average = average_of(task.embedder, settings)
         self.pace = settings.pace(task.steps_per_epoch)
         self._paced: list[Any] = [part for part in task.head.modules() if hasattr(part, "at_step")]
@@ -84,7 +85,8 @@ class Engine:
         self.task.optimizer.zero_grad(set_to_none=True)
         self._freezer.freeze(frozen)
         self.model: Any = None  # the former wrapper takes its hooks with it
-        self.model = replicate(self._compiled, self.world, static=self.settings.accumulate == 1)
+        apart, static = sharded_names(self._compiled), self.settings.accumulate == 1
+        self.model = replicate(self._compiled, self.world, static, apart)
         self.trained.train()
 
     def gradients(self, batch: Batch) -> dict[str, Tensor]:
@@ -262,33 +264,34 @@ class Engine:
         """Write a checkpoint on rank 0; the others wait."""
         # Every rank continues from the same window: the mean of them all.
         self.window = {name: self.world.mean(self.window[name]) for name in sorted(self.window)}
-        self.world.on_main(lambda: self._write(best))
+        state = self.state()
+        self.world.on_main(lambda: self._write(state, best))
 
-    def _write(self, best: Mapping[str, Any] | None) -> None:
+    def _write(self, state: State, best: Mapping[str, Any] | None) -> None:
+        if self.run.describe:
+            state.meta.update(self.run.describe(state.weights))
         if self.run.store is not None:
-            self.run.store.save(self.state(), best)
+            self.run.store.save(state, best)
 
     def state(self) -> State:
-        """Return everything that is needed to continue from here."""
-        parts = {"embedder": dict(self.task.embedder.state_dict()), "head": dict(self.task.head.state_dict())}
+        """Return everything that is needed to continue from here, whole on rank 0; all ranks ask together."""
+        head = whole_weights(self.task.head, self.world)
+        parts = {"embedder": dict(self.task.embedder.state_dict()), "head": head}
         names = ("window", "num_in_window", "evaluated_at", "best")
         training: dict[str, Any] = {name: getattr(self, name) for name in names}
-        training["optimizer"] = self.task.optimizer.state_dict()
+        training["optimizer"] = whole_state(self.task.optimizer, self.world)
         training["scaler"] = self.scaler.state_dict()
         if self.average:
             parts["ema"] = self.average.average
             training["ema_updates"] = self.average.num_updates
         if self.refitted:
             parts["refit"] = self.refitted
-        state = State(self.step, parts, training, {**self.run.meta, "seed": self.run.seed})
-        if self.run.describe:
-            state.meta.update(self.run.describe(state.weights))
-        return state
+        return State(self.step, parts, training, {**self.run.meta, "seed": self.run.seed})
 
     def _load(self, state: State) -> None:
         load_weights(self.task.embedder, state.parts["embedder"], "embedder")
-        load_weights(self.task.head, state.parts["head"], "head")
-        load_state(self.task.optimizer, state.training["optimizer"])
+        load_weights(self.task.head, own_weights(self.task.head, state.parts["head"], "head"), "head")
+        load_state(self.task.optimizer, own_state(self.task.optimizer, state.training["optimizer"]))
         self.scaler.load_state_dict(state.training["scaler"])
         self.window = {name: value.to(self.world.device) for name, value in state.training["window"].items()}
         self.num_in_window = state.training["num_in_window"]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guie.train.sharding import whole_norms
+
 Parts = Mapping[str, Sequence[nn.Parameter]]
 
 _NAMES = {"embedder": "neck"}  # what of the embedder is not the backbone
@@ -38,8 +40,9 @@ def clip(parts: Parts, limit: float, norm: Tensor) -> None:
 
 
 def _norms(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return list(torch._foreach_norm(gradients)) if gradients else []
+    learnt = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+    norms = torch._foreach_norm([gradient for _, gradient in learnt]) if learnt else []
+    return whole_norms(norms, [parameter for parameter, _ in learnt])
 
 
 def _length(norms: Sequence[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guie.errors import UserError
+from guie.train.sharding import whole_norms
 
 
 def sam(base: Any, rho: float = 0.05, adaptive: bool = False) -> Sam:
@@ -56,7 +57,7 @@ class Sam(Optimizer):
         moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         weights = [p.detach() for p in moved]
         kept = [weight.clone() for weight in weights]
-        torch._foreach_add_(weights, self._climb(weights, [p.grad for p in moved]))
+        torch._foreach_add_(weights, self._climb(moved, [p.grad for p in moved]))
         try:
             yield
         finally:
@@ -68,7 +69,7 @@ class Sam(Optimizer):
         if self.adaptive:
             sizes = torch._foreach_abs(weights)
             stretched = list(torch._foreach_mul(sizes, gradients))
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(stretched)))
+        norm = torch.linalg.vector_norm(torch.stack(whole_norms(torch._foreach_norm(stretched), weights)))
         scale = self.rho / (norm + 1e-12)
         if self.adaptive:
             stretched = list(torch._foreach_mul(sizes, stretched))
