@@ -16,10 +16,12 @@ from guie.heads.labels import check_labels
 from guie.heads.pairs import gathered
 from guie.types import Batch, Loss, Output
 
-# Wrappers of other losses (here: heads of their own), what needs a second set of vectors, and bare classes.
-_NO_LOSSES = {"CrossBatchMemory", "SelfSupervisedLoss", "MultipleLosses", "VICRegLoss", "GenericPairLoss"}
+# Wrappers of other losses (heads of their own here) and bare classes; what wants a second set of vectors, or
+# no labels; what keeps the graph of one batch for the next.
+_NO_LOSSES = {"CrossBatchMemory", "SelfSupervisedLoss", "MultipleLosses", "GenericPairLoss"}
+_NO_LOSSES |= {"VICRegLoss", "ManifoldLoss", "DynamicSoftMarginLoss"}
 _NO_OPTIONS = {"mat_based_loss", "collect_stats", "weight_init_func"}
-_WIDTHS = ("embedding_size", "descriptors_dim", "l")
+_WIDTHS = ("embedding_size", "descriptors_dim")
 _PARTS = {
     "distance": "distances",
     "reducer": "reducers",
