@@ -9,6 +9,7 @@ Shapes: B pictures of all ranks, b of this one, D width, C classes, n classes of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -71,7 +72,7 @@ class PartialFC(nn.Module):
         super().__init__()
         if kind not in ("arcface", "cosface"):
             raise UserError(f"head.kind: {kind!r} received; accepted: arcface, cosface")
-        check_range("margin", margin, 0, 2, "")
+        check_range("margin", margin, 0, 2 if kind == "cosface" else math.pi / 2, "")
         check_range("sample_rate", sample_rate, 1e-6, 1, "(1 counts every class)")
         self.kind: type[Angular] | type[Additive] = Angular if kind == "arcface" else Additive
         self.rule = checked_rule(Rule(self.kind(margin), scale, label_smoothing, chunk))
@@ -169,7 +170,7 @@ def coins(shard: Shard, seed: int, step: int, device: torch.device) -> Tensor:
     """Return one number (n,) float64 in [0, 1) for each class, a function of seed, step and class alone."""
     of_step = int(_mixed(_mixed(torch.tensor(seed) + _GOLDEN) + step))
     numbers = torch.arange(shard.start + 1, shard.stop + 1, device=device)
-    return _shifted(_mixed(numbers * _GOLDEN + of_step), 11) * 2.0**-53
+    return _shifted(_mixed(numbers * _GOLDEN + of_step), 11).double() * 2.0**-53
 
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
