@@ -3,18 +3,19 @@
 import pytest
 import torch
 from ranks import logs, run_ranks
-from tiny import settings, task, train
+from tiny import sam_adamw, settings, task, train
 from torch import nn
 
 from guie import checkpoint
 from guie.errors import UserError
 from guie.train.distributed import World, cpu_has_bf16, pick_device, precision
+from guie.train.optim import adamw
 from guie.train.synced_bn import SyncedBatchNorm, synchronise
 
 
-def weights_after_20_steps(folder, world=None, *, norm=False, **changes):
+def weights_after_20_steps(folder, world=None, *, norm=False, optim=adamw, **changes):
     world = world or World()
-    made = task(0, world, dtype=torch.float64, norm=norm)
+    made = task(0, world, dtype=torch.float64, norm=norm, optim=optim)
     train(made, settings(epochs=5, keep=1, **changes), folder=folder, world=world)
 
 
@@ -33,6 +34,12 @@ CASES = {
     "frozen batch norm": {"norm": True, "freeze_bn": True},
     "synchronised batch norm": {"norm": True, "sync_bn": True},
     "accumulated, clipped, averaged": {"accumulate": 2, "clip_norm": 0.1, "ema_decay": 0.9},
+    "SAM accumulated, uniform average": {"optim": sam_adamw, "accumulate": 2, "uniform_from": 5},
+    "backbone later, then no head": {
+        "unfreeze_at": 0.4,
+        "unfreeze_warmup": 0.2,
+        "freeze_head": True,
+    },
 }
 
 

@@ -6,11 +6,12 @@ import signal
 import pytest
 import torch
 from ranks import fork, logs, run_ranks, start_ranks, wait
-from tiny import settings, task, train
+from tiny import sam_adamw, settings, task, train
 
 from guie import checkpoint
 from guie.train.distributed import World
 from guie.train.hooks import Hook
+from guie.train.optim import adamw
 
 
 class Die(Hook):
@@ -25,16 +26,16 @@ class Die(Hook):
 
 
 def options(**changes):
-    return settings(save_steps=2, ema_decay=0.9, clip_norm=1.0, warmup=0.2, **changes)
+    return settings(**{"save_steps": 2, "ema_decay": 0.9, "clip_norm": 1.0, "warmup": 0.2, **changes})
 
 
-def one_run(folder, *, die_at=None, seed=0, world=None, **changes):
+def one_run(folder, *, die_at=None, seed=0, world=None, optim=adamw, **changes):
     """Train with everything on that has a state; continue where `folder` holds a checkpoint."""
     world = world or World()
     resume = checkpoint.read(folder, "last") if checkpoint.steps(folder) else None
     hooks = [Die(die_at)] if die_at else []
     train(
-        task(seed, world, norm=True, dropout=0.3),
+        task(seed, world, norm=True, dropout=0.3, optim=optim),
         options(**changes),
         folder=folder,
         world=world,
@@ -66,6 +67,31 @@ def test_a_killed_and_resumed_run_ends_in_the_same_bits(tmp_path, straight, die_
     assert wait(pid) == -signal.SIGKILL
     one_run(tmp_path / "c")
     assert final_hashes(tmp_path / "c") == straight
+
+
+RECIPES = {
+    "SAM and the uniform average": {"optim": sam_adamw, "ema_decay": 0.0, "uniform_from": 4},
+    "backbone later, head locked then": {"unfreeze_at": 0.4, "unfreeze_warmup": 0.3, "freeze_head": True},
+    "one cycle": {"schedule": "one_cycle", "momentum_range": (0.85, 0.95)},
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "die_at"),
+    [
+        ("SAM and the uniform average", 7),
+        pytest.param("SAM and the uniform average", 3, marks=pytest.mark.slow),
+        pytest.param("backbone later, head locked then", 3, marks=pytest.mark.slow),
+        ("backbone later, head locked then", 7),
+        pytest.param("one cycle", 5, marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_and_resumed_run_of_each_recipe_ends_in_the_same_bits(tmp_path, recipe, die_at):
+    one_run(tmp_path / "straight", **RECIPES[recipe])
+    pid = fork(lambda: one_run(tmp_path / "c", die_at=die_at, **RECIPES[recipe]), tmp_path / "log")
+    assert wait(pid) == -signal.SIGKILL
+    one_run(tmp_path / "c", **RECIPES[recipe])
+    assert final_hashes(tmp_path / "c") == final_hashes(tmp_path / "straight")
 
 
 def test_the_hash_comparison_can_fail(tmp_path, straight):

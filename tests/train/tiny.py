@@ -9,6 +9,7 @@ from guie.checkpoint import Store
 from guie.train.distributed import Hardware, World
 from guie.train.loop import fit
 from guie.train.optim import adamw
+from guie.train.sam import sam
 from guie.train.settings import Settings
 from guie.train.task import Run, Task
 from guie.types import Batch, Loss, Output, Preprocess
@@ -53,6 +54,10 @@ class TinyHead(nn.Module):
         return Loss(loss, {"accuracy": (logits.argmax(1) == batch.labels).double().mean()})
 
 
+def sam_adamw(lr, *, embedder, head):
+    return sam(adamw(lr=lr, embedder=embedder, head=head), rho=0.1)
+
+
 def batches(seed=0, world=None, poison=None):
     """Return `(start, stop) -> batches`; `poison` is a step whose first picture is NaN."""
     world = world or World()
@@ -72,10 +77,11 @@ def batches(seed=0, world=None, poison=None):
     return between
 
 
-def task(seed=0, world=None, *, dtype=torch.float32, norm=False, dropout=0.0, **changes):
+def task(seed=0, world=None, *, dtype=torch.float32, norm=False, dropout=0.0, optim=adamw, **changes):
+    """Return a task; `optim(lr, embedder=, head=)` makes its optimiser, `changes` are attributes of it."""
     torch.manual_seed(0)
     embedder, head = TinyEmbedder(norm, dropout).to(dtype), TinyHead().to(dtype)
-    optimizer = adamw(lr=0.01, embedder=embedder, head=head)
+    optimizer = optim(lr=0.01, embedder=embedder, head=head)
     made = Task(embedder, head, optimizer, batches(seed, world), STEPS_PER_EPOCH)
     for name, value in changes.items():
         setattr(made, name, value)
