@@ -41,9 +41,11 @@ class Teacher(nn.Module):
         self.token_dim: int = self.backbone.out_dim
         self.vector_dim: int = getattr(network, "embed_dim", self.token_dim)
         self.precision = precision
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.preprocess.mean, self.preprocess.std))
-        self.register_buffer("scale", 1 / (255 * std))
-        self.register_buffer("shift", -mean / std)
+        kind = next((p.dtype for p in self.network.parameters()), torch.float32)
+        stated = self.preprocess.mean, self.preprocess.std
+        mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in stated)
+        self.register_buffer("scale", (1 / (255 * std)).to(kind))
+        self.register_buffer("shift", (-mean / std).to(kind))
         self.eval().requires_grad_(False)
 
     def vectors(self, batch: Batch) -> Tensor:
@@ -99,7 +101,7 @@ def on_grid(tokens: Tensor, size_px: tuple[int, ...]) -> Tensor:
     """
     height, width = size_px[0], size_px[1]
     count = tokens.shape[1]
-    for prefix in range(min(count, 32)):
+    for prefix in range(min(count, 17)):
         rows = math.isqrt((count - prefix) * height // width)
         if rows and (count - prefix) % rows == 0 and rows * width == (count - prefix) // rows * height:
             return tokens[:, prefix:].unflatten(1, (rows, -1)).permute(0, 3, 1, 2)
