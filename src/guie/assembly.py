@@ -59,14 +59,14 @@ def embedder(cfg: Mapping[str, Any]) -> Any:
 def head(cfg: Mapping[str, Any], embedder: Any, rows: Manifest, num_classes: int) -> Any:
     """Return the head with its class weights; equal for equal `seed`.
 
-    Its facts: `embed_dim`, `feature_dim` (of the pooled feature), and what the rows say of the classes, see
-    `class_facts`.
+    Its facts: `embed_dim` (the neck's: all of it, also where less is kept), `feature_dim` (of the pooled
+    feature), and what the rows say of the classes, see `class_facts`.
     """
     import torch
 
     torch.manual_seed(cfg["seed"] + 1)
     facts = class_facts(rows, num_classes)
-    widths = {"embed_dim": embedder.embed_dim, "feature_dim": embedder.backbone.out_dim}
+    widths = {"embed_dim": embedder.neck.embed_dim, "feature_dim": embedder.backbone.out_dim}
     return build(cfg["head"], where="head", **widths, **facts)
 
 
@@ -168,8 +168,7 @@ def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
     folder = checkpoint.locate(Path(path).expanduser(), "last")
     state = checkpoint.read(folder)
     cfg = dict(state.meta["config"])
-    if "pretrained" in cfg["backbone"]:  # the weights come from the checkpoint
-        cfg["backbone"] = {**cfg["backbone"], "pretrained": False}
+    cfg["backbone"] = _without_weights(cfg["backbone"])  # they come from the checkpoint
     made = embedder(cfg)
     stated: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
@@ -178,6 +177,12 @@ def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
     made.use_preprocess(Preprocess(**stated))
     load_weights(made, state.weights, "embedder")
     return made.eval(), state.meta
+
+
+def _without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a backbone's node whose pretrained weights, and those of an ensemble's members, stay away."""
+    inner = {key: _without_weights(item) for key, item in node.items() if isinstance(item, Mapping)}
+    return {**node, **inner, **({"pretrained": False} if "pretrained" in node else {})}
 
 
 def untrained_embedder(cfg: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ import inspect
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,20 @@ class Parameter:
 def build(node: Mapping[str, Any], *, where: str = "", **facts: Any) -> Any:
     """Return the object that `node` describes; nested nodes are built too, each with the facts it asks for.
 
+    A parameter annotated `Callable[...]` gets its node as a function that builds it, as often as is wanted
+    and with other facts in the place of these: `inner(embed_dim=64)`.
+
     Raises UserError for an untrusted or missing target, an unknown key, a missing value, or a fact in `node`.
     """
     target = str(node.get("_target_", ""))
     values = {str(key): value for key, value in node.items() if key != "_target_"}
     check_keys(target, values, where=where)
-    built = {key: _build_value(value, f"{where}.{key}".lstrip("."), facts) for key, value in values.items()}
     parameters = signature(target)
+    later = {p.name for p in parameters if p.annotation.startswith("Callable")}
+    built = {
+        key: (_later if key in later else _build_value)(value, f"{where}.{key}".lstrip("."), facts)
+        for key, value in values.items()
+    }
     wanted = {p.name for p in parameters if p.fact}
     missing = sorted(p.name for p in parameters if not p.fact and built.get(p.name, p.default) == REQUIRED)
     if missing:
@@ -57,6 +64,10 @@ def _build_value(value: Any, where: str, facts: dict[str, Any]) -> Any:
             return build(value, where=where, **facts)
         return {key: _build_value(item, f"{where}.{key}", facts) for key, item in value.items()}
     return value
+
+
+def _later(value: Any, where: str, facts: dict[str, Any]) -> Any:
+    return partial(build, value, where=where, **facts) if isinstance(value, Mapping) else value
 
 
 def check_keys(target: str, values: Iterable[str], *, where: str = "") -> None:

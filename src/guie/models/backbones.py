@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from guie.errors import UserError
+from guie.models.attention import attend
+from guie.models.checkpointing import checkpoint_blocks
 from guie.models.trim import Trim
 from guie.models.weights import build_with_weights, check_complete, checked_file, is_file_name
 from guie.types import Crop, Preprocess
@@ -34,7 +36,8 @@ class Timm(nn.Module):
     `crop`: null for the model's own evaluation rule; `background` shows through transparent pictures
     (128 where white drawings would vanish on white). `trim` cuts away plain margins (`Trim`).
     `options` are further arguments of `timm.create_model`
-    (`output_stride: 16`, `drop_rate: 0.1`).
+    (`output_stride: 16`, `drop_rate: 0.1`). `attention` puts `SpatialAttention` behind a ResNet's layers 1
+    to 3. `checkpointing` computes the blocks' activations again in the backward pass instead of keeping them.
 
     `forward` takes normalised pictures (B, 3, H, W) and returns, by `kind`, a map (B, C, H, W), tokens
     (B, T, C) with `prefix_tokens` (CLS, registers) first, or the vector (B, C) of the model's own attention
@@ -52,12 +55,18 @@ class Timm(nn.Module):
         background: tuple[int, int, int] = (255, 255, 255),
         trim: bool = False,
         options: dict[str, Any] | None = None,
+        attention: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.trim = Trim() if trim else nn.Identity()
         arguments = _timm_arguments(name, pretrained, image_px, drop_path)
         arguments |= {"features_only": True, "out_indices": tuple(stages)} if stages else _NO_CLASSIFIER
         self.model: Any = _timm_model(name, pretrained, {**arguments, **(options or {})})
+        if attention:
+            attend(self.model, name)
+        if checkpointing:
+            checkpoint_blocks(self.model, name)
         self.stages = list(stages or [])
         self.out_dim = sum(self.model.feature_info.channels()) if stages else self.model.num_features
         pools_itself = getattr(self.model, "attn_pool", None) is not None
@@ -154,7 +163,8 @@ class OpenClip(nn.Module):
 
     `pretrained`: a tag of open_clip's list ("laion2b_s32b_b79k"), a local file, or null for random weights.
     `with_projection` false gives the tower's width instead of the joint image-text space. `output` "vector"
-    is the tower's own pooling, (B, C); "tokens" gives (B, 1 + T, C), the class token first.
+    is the tower's own pooling, (B, C); "tokens" gives (B, 1 + T, C), the class token first. `checkpointing`
+    as in `Timm`.
     """
 
     def __init__(
@@ -165,9 +175,12 @@ class OpenClip(nn.Module):
         with_projection: bool = True,
         output: Literal["vector", "tokens"] = "vector",
         crop: Literal["stretch", "center", "pad"] | None = None,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.model: Any = _clip_tower(name, pretrained, image_px)
+        if checkpointing:
+            checkpoint_blocks(self.model, name)
         if output == "tokens" and not hasattr(self.model, "output_tokens"):
             raise UserError(f"backbone.output: 'tokens' received; '{name}' gives no tokens; accepted: vector")
         if output not in ("vector", "tokens"):
@@ -203,14 +216,32 @@ def _clip_tower(name: str, pretrained: str | None, image_px: int | None) -> Any:
         raise UserError(
             f"backbone.pretrained: '{pretrained}' received; accepted for '{name}': {tags}, a local file"
         )
+    elif pretrained:
+        _check_activation(name, pretrained)
 
     def build() -> nn.Module:
         with _expected_random_weights(not pretrained):
-            return open_clip.create_model(
+            tower = open_clip.create_model(
                 name, pretrained=pretrained or None, force_image_size=image_px, pretrained_text=False
             ).visual
+        if image_px and hasattr(getattr(tower, "trunk", None), "set_input_size"):
+            tower.trunk.set_input_size((image_px, image_px))  # open_clip leaves a timm model at its own size
+        return tower
 
     return build_with_weights(build, name, pretrained)
+
+
+def _check_activation(name: str, tag: str) -> None:
+    """Refuse weights trained with QuickGELU in a tower with GELU: open_clip only warns."""
+    import open_clip
+
+    trained = (open_clip.get_pretrained_cfg(name, tag) or {}).get("quick_gelu", False)
+    built = (open_clip.get_model_config(name) or {}).get("quick_gelu", False)
+    if trained != built:
+        better = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
+        raise UserError(
+            f"backbone.name: '{name}' received, but '{tag}' has another activation; accepted: {better}"
+        )
 
 
 @contextmanager
@@ -231,11 +262,11 @@ def _expected_random_weights(expected: bool) -> Iterator[None]:
 def _tower_width(tower: Any, *, projected: bool) -> int:
     """Return the width of the tower's vector, dropping its projection where it is not wanted."""
     trunk = getattr(tower, "trunk", None)
-    if trunk is not None:  # a timm model inside open_clip
+    if trunk is not None:  # a timm model inside open_clip, projected behind it or by its own classifier
         if not projected:
             tower.head = nn.Identity()
-            return int(trunk.num_features)
-        linear = [m for m in tower.head.modules() if isinstance(m, nn.Linear)]
+            trunk.reset_classifier(0)
+        linear = [m for m in (trunk.get_classifier(), *tower.head.modules()) if isinstance(m, nn.Linear)]
         return linear[-1].out_features if linear else int(trunk.num_features)
     projection = getattr(tower, "proj", None)
     if projection is None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from guie.errors import UserError
+from guie.models.pooling import for_stages, pooled
 from guie.types import Output, Preprocess
 
 
@@ -15,13 +17,15 @@ class Embedder(nn.Module):
     """Backbone, pooling, neck, unit length.
 
     Pictures are (B, 3, H, W), uint8 or floating, 0..255, already brought to `preprocess.size_px`; they are
-    normalised by one fused multiply-add in the dtype of the weights.
+    normalised by one fused multiply-add in the dtype of the weights. `embed_dim` is the width of z in
+    evaluation: the neck's, or its `keep` first numbers.
     """
 
     def __init__(self, backbone: Any, pool: nn.Module, neck: Any) -> None:
         super().__init__()
-        self.backbone, self.pool, self.neck = backbone, pool, neck
-        self.embed_dim: int = neck.embed_dim
+        self.backbone, self.neck = backbone, neck
+        self.pool = for_stages(pool, len(getattr(backbone, "stages", [])))
+        self.keep_first(getattr(neck, "keep", None))
         self.frozen_backbone = False
         # Not in the state dict: they follow from `preprocess`, which travels beside the weights.
         self.register_buffer("pixel_scale", torch.ones(3, 1, 1), persistent=False)
@@ -35,15 +39,28 @@ class Embedder(nn.Module):
         self.get_buffer("pixel_scale").copy_((1 / (255 * std))[:, None, None])
         self.get_buffer("pixel_shift").copy_((-mean / std)[:, None, None])
 
+    def keep_first(self, width: int | None) -> None:
+        """Let z in evaluation be the first `width` numbers of raw, brought to unit length; None: all of them.
+
+        In training z has all of them. The width is a buffer of the neck: two prefixes are two spaces.
+        """
+        if width is not None and not 1 <= width <= self.neck.embed_dim:
+            raise UserError(
+                f"neck.keep: {width} received; accepted: 1 to {self.neck.embed_dim}, or null for all"
+            )
+        self.keep = width
+        self.embed_dim: int = width or self.neck.embed_dim
+        self.neck.register_buffer("kept", None if width is None else torch.tensor(width))
+
     def forward(self, images: Tensor) -> Output:
-        """Return feature (B, F), tokens (B, T, F) or None, raw (B, D) and unit z (B, D)."""
+        """Return feature (B, F), tokens (B, T, F) or None, raw (B, D) and unit z (B, D or what is kept)."""
         found = self._maps(images)
         tokens = found if isinstance(found, Tensor) and found.dim() == 3 else None
         return self.from_features(self._pooled(found), tokens)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return unit vectors (B, D), in at least float32: the part that is traced for export."""
-        return _unit(self.neck(self._pooled(self._maps(images))))
+        """Return unit vectors (B, embed_dim), in at least float32."""
+        return self._unit(self.neck(self._pooled(self._maps(images))))
 
     def features(self, images: Tensor) -> Tensor:
         """Return pooled features (B, F): what a frozen backbone may cache."""
@@ -52,7 +69,7 @@ class Embedder(nn.Module):
     def from_features(self, feature: Tensor, tokens: Tensor | None = None) -> Output:
         """Return the output of pooled features (B, F)."""
         raw = _at_least_float32(self.neck(feature))
-        return Output(feature=feature, tokens=tokens, raw=raw, z=_unit(raw))
+        return Output(feature=feature, tokens=tokens, raw=raw, z=self._unit(raw))
 
     def freeze_backbone(self) -> None:
         """Stop training the backbone: no gradients, and its batch norms keep their statistics."""
@@ -76,14 +93,11 @@ class Embedder(nn.Module):
         return self.backbone(x)
 
     def _pooled(self, found: Tensor | list[Tensor]) -> Tensor:
-        prefix = self.backbone.prefix_tokens
-        if isinstance(found, Tensor):
-            return self.pool(found, prefix)
-        return torch.cat([self.pool(stage, prefix) for stage in found], dim=1)
+        return pooled(self.pool, found, self.backbone.prefix_tokens)
 
-
-def _unit(raw: Tensor) -> Tensor:
-    return functional.normalize(_at_least_float32(raw), dim=1)
+    def _unit(self, raw: Tensor) -> Tensor:
+        kept = raw if self.training or self.keep is None else raw[:, : self.keep]
+        return functional.normalize(_at_least_float32(kept), dim=1)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
