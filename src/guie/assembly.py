@@ -10,6 +10,7 @@ from guie.build import build
 from guie.datasets.known import refuse_other
 from guie.datasets.manifest import Manifest, concatenate
 from guie.errors import UserError
+from guie.side import SIDE_DIM, side_inputs
 
 EVALUATED = ("query", "index", "test")
 
@@ -52,8 +53,9 @@ def embedder(cfg: Mapping[str, Any]) -> Any:
     torch.manual_seed(cfg["seed"])
     backbone = build(cfg["backbone"], where="backbone")
     pool = build(cfg["pool"], where="pool")
-    neck = build(cfg["neck"], where="neck", in_dim=backbone.out_dim)
-    return Embedder(backbone, pool, neck)
+    side = bool(cfg.get("side_inputs"))
+    neck = build(cfg["neck"], where="neck", in_dim=backbone.out_dim + SIDE_DIM * side)
+    return Embedder(backbone, pool, neck, side=side)
 
 
 def head(cfg: Mapping[str, Any], embedder: Any, rows: Manifest, num_classes: int) -> Any:
@@ -99,6 +101,7 @@ def loader(
 ) -> Any:
     """Return the loader of training batches: sampler, augmentation, decoded-pixel cache where it is used."""
     from guie.data.loader import sampler_facts, train_loader
+    from guie.data.sizes import original_sizes
 
     orientations = cfg["augment"].get("orientations", 1)
     facts = sampler_facts(rows, orientations=orientations)
@@ -119,6 +122,7 @@ def loader(
         bad_images=bad_images,
         progress=progress,
         orientations=orientations,
+        side=side_inputs(original_sizes(rows)) if cfg["side_inputs"] else None,
         workers=workers(cfg, augment),
     )
 
@@ -187,7 +191,7 @@ def _without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def untrained_embedder(cfg: Mapping[str, Any]) -> Any:
     """Return the backbone before training, its pooled features as embeddings: the floor of every run."""
-    return embedder({**cfg, "neck": {"_target_": "guie.models.necks.Identity"}})
+    return embedder({**cfg, "neck": {"_target_": "guie.models.necks.Identity"}, "side_inputs": False})
 
 
 def bench(

@@ -28,16 +28,18 @@ from guie.data.draws import uniforms
 from guie.data.mixup import Mixup
 from guie.data.pixels import PixelCache
 from guie.data.sampling import Sampler, rank_slots
+from guie.data.sizes import original_sizes
 from guie.datasets.manifest import Manifest
 from guie.durable import replace_file
 from guie.embeddings import from_manifest
 from guie.errors import UserError
 from guie.images import BadImage
 from guie.resize import load
+from guie.side import side_inputs
 from guie.types import Batch, Embeddings, Mixed
 
 Progress = Callable[[int, int], None]
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor, np.ndarray], Tensor]  # pictures (B,3,h,w) and their rows (B,)
 
 
 class Reader(NamedTuple):
@@ -85,13 +87,14 @@ def embed(
     bad_images = BadImages(manifest) if bad_images is None else bad_images
     job = _Job(manifest, _exact(manifest, embedder), reader or Reader(), bad_images, progress)
     shape = (len(manifest), embedder.embed_dim)
+    forward = _embedding(embedder, manifest, job.reader.device)
     with _evaluating(embedder, job.reader.device):
         if folder is None:
             vectors = np.empty(shape, np.float32)
-            job.fill(vectors, 0, lambda images: embedder(images).z)
+            job.fill(vectors, 0, forward)
         else:
             path = folder / f"vectors-{_hash(space, manifest.fingerprint())}.npy"
-            vectors = np.array(_filled(path, shape, np.float32, job, lambda images: embedder(images).z))
+            vectors = np.array(_filled(path, shape, np.float32, job, forward))
             path.unlink()
             _lock_of(path).unlink(missing_ok=True)  # this folder has one writer, the one that holds its run
     rows = np.flatnonzero(np.isfinite(vectors).all(axis=1))
@@ -133,7 +136,8 @@ def cache_features(
     job = _Job(manifest, picture, reader or Reader(), bad_images, progress)
     with _evaluating(embedder, job.reader.device):
         probe = embedder.features(torch.zeros(1, 3, *embedder.preprocess.size_px, device=job.reader.device))
-        _filled(path, (num_views * len(manifest), probe.shape[1]), np.float16, job, embedder.features)
+        shape = (num_views * len(manifest), probe.shape[1])
+        _filled(path, shape, np.float16, job, lambda images, rows: embedder.features(images))
     return FeatureCache(path, num_views)
 
 
@@ -168,7 +172,8 @@ class CachedBatches:
     """Batches whose `images` are cached features (B,F) float32; the view is drawn from (seed, step, slot).
 
     A row without features is replaced by the next of its class that has some, else by the next of any.
-    With `mixup` both rows' features are blended, each seen in the view of the slot that it falls to.
+    With `mixup` both rows' features are blended, each seen in the view of the slot that it falls to. `side`
+    (N,3) float32 are the rows' side inputs, blended likewise.
     """
 
     cache: FeatureCache
@@ -177,6 +182,7 @@ class CachedBatches:
     domains: np.ndarray
     seed: int
     mixup: Mixup | None = None
+    side: np.ndarray | None = None
 
     def batches(self, start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield one rank's share of each step's batch, steps start..stop-1."""
@@ -187,16 +193,21 @@ class CachedBatches:
             rows = batch[slots]
             draws = uniforms(self.seed, step, slots, 1)[:, 0]
             view = (draws * len(self.cache.features)).astype(np.int64)
-            features, mixed = self._features(view, rows), None
+            features, side, mixed = self._features(view, rows), self._side(rows), None
             drawn = self.mixup.drawn(step, len(batch)) if self.mixup else None
             if drawn is not None:
                 partners, share = batch[drawn[0][slots]], np.float32(drawn[1])
                 features = share * features + (1 - share) * self._features(view, partners)
+                side = None if side is None else share * side + (1 - share) * self._side(partners)
                 mixed = Mixed(*self._named(partners), torch.tensor(share))
-            yield Batch(torch.from_numpy(features), *self._named(rows), mixed=mixed)
+            made = None if side is None else torch.from_numpy(side)
+            yield Batch(torch.from_numpy(features), *self._named(rows), made, mixed)
 
     def _features(self, view: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return self.cache.features[view, rows].astype(np.float32)
+
+    def _side(self, rows: np.ndarray) -> Any:
+        return None if self.side is None else self.side[rows]
 
     def _named(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Return labels, domains and ids (B,)."""
@@ -236,18 +247,21 @@ class _Job:
             chunk = np.full((len(images) + len(failures), target.shape[1]), np.nan, target.dtype)
             kept = [i for i in range(len(chunk)) if start + i not in failures]
             if images:
-                chunk[kept] = self._computed(images, forward, target.dtype)
+                rows = (start + np.array(kept)) % len(self.manifest)
+                chunk[kept] = self._computed(images, rows, forward, target.dtype)
             target[start : start + len(chunk)] = chunk
             if mark:
                 mark(start + len(chunk))
             if self.progress:
                 self.progress(start + len(chunk), len(target))
 
-    def _computed(self, images: list[np.ndarray], forward: Forward, dtype: np.dtype) -> np.ndarray:
+    def _computed(
+        self, images: list[np.ndarray], rows: np.ndarray, forward: Forward, dtype: np.dtype
+    ) -> np.ndarray:
         device = torch.device(self.reader.device)
         batch = torch.from_numpy(np.stack(images)).to(device, non_blocking=True)
         with torch.autocast(device.type, self.reader.dtype, enabled=self.reader.dtype is not None):
-            found = forward(batch).float().cpu().numpy()
+            found = forward(batch, rows).float().cpu().numpy()
         if not np.isfinite(found).all() or np.abs(found).max(initial=0) > np.finfo(dtype).max:
             raise UserError(f"embed: features that are not finite in {dtype}; accepted: a network whose are")
         return found.astype(dtype)
@@ -277,6 +291,14 @@ def _collected(start: int, futures: list) -> tuple[int, list[np.ndarray], dict[i
     found = [future.result() for future in futures]
     failures = {start + i: value for i, value in enumerate(found) if isinstance(value, str)}
     return start, [value for value in found if not isinstance(value, str)], failures
+
+
+def _embedding(embedder: Any, manifest: Manifest, device: str | torch.device) -> Forward:
+    """Return pictures and their rows -> z; with side inputs where the embedder reads some."""
+    if not getattr(embedder, "side_dim", 0):
+        return lambda images, rows: embedder(images).z
+    side = torch.from_numpy(side_inputs(original_sizes(manifest))).to(device)
+    return lambda images, rows: embedder(images, side[torch.from_numpy(rows).to(device)]).z
 
 
 def _exact(manifest: Manifest, embedder: Any) -> Callable[[int, int], np.ndarray]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from guie import assembly, checkpoint, embed, results, runfolder
 from guie.bench import Bench
 from guie.build import build
@@ -107,9 +109,7 @@ def prepare(
         loader.steps_per_epoch,
         evaluate=lambda model, step: here.on_main(lambda: _evaluated(bench, model)),
         features=settings.cache_features,
-        refit=partial(_refit, cfg, loader.bad_images, folder, here, notice)
-        if settings.refit_shrinkage
-        else None,
+        refit=partial(_refit, cfg, loader, folder, here, notice) if settings.refit_shrinkage else None,
     )
     return Job(cfg, folder, here, task, settings, hardware, _run(cfg, folder, embedder, start, here), bench)
 
@@ -156,27 +156,31 @@ def _batches(
     )
     steps = settings.num_steps(loader.steps_per_epoch)
     mixup = assembly.mixup(settings, steps, cfg["seed"])
-    cached = embed.CachedBatches(cache, loader.sampler, rows.labels, rows.domains, cfg["seed"], mixup)
+    columns = (rows.labels, rows.domains, cfg["seed"], mixup, loader.side)
+    cached = embed.CachedBatches(cache, loader.sampler, *columns)
     return lambda first, last: cached.batches(first, last, here.rank, here.size)
 
 
 def _refit(
-    cfg: Mapping[str, Any], bad_images: Any, folder: Path, here: World, notice: Any, embedder: Any
+    cfg: Mapping[str, Any], loader: Any, folder: Path, here: World, notice: Any, embedder: Any
 ) -> None:
     """Refit the neck to the features of the training pictures as evaluation sees them."""
     from guie.models.refit import refit
 
-    rows = bad_images.manifest
+    rows = loader.bad_images.manifest
     with TemporaryDirectory(dir=folder, prefix=".refit-") as own:
         cache = embed.cache_features(
             embedder,
             rows,
             assembly.cache_folder(cfg) if cfg["trainer"]["cache_features"] else Path(own),
             embed.Reader(device=here.device, threads=cfg["hw"]["threads"]),
-            bad_images=bad_images,
+            bad_images=loader.bad_images,
             progress=partial(notice, "features for the neck"),
         )
-        refit(embedder.neck, cache.features[0], rows.labels, cfg["trainer"]["refit_shrinkage"])
+        features = cache.features[0]
+        if loader.side is not None:
+            features = np.hstack([features, loader.side])
+        refit(embedder.neck, features, rows.labels, cfg["trainer"]["refit_shrinkage"])
 
 
 def _measure_floors(cfg: Mapping[str, Any], folder: Path, bench: Bench, here: World) -> None:

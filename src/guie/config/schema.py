@@ -30,6 +30,7 @@ GROUPS = (
     "trainer",
     "tracker",
     "hw",
+    "warm_start",
     "cleaning",
 )
 PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
@@ -54,11 +55,15 @@ class Train:
     trainer: Any = MISSING
     tracker: Any = MISSING
     hw: Any = MISSING
+    side_inputs: bool = False
     run_dir: str | None = None
     data_root: str = "data"
     seed: int = 0
     device: str = "auto"
     ckpt: str | None = None
+    warm_start: Any = MISSING
+    stages: Any = None
+    only: str | None = None
     resume: str = "never"
     bad_images: str = "skip"
     max_bad_share: float = 0.01

@@ -11,6 +11,7 @@ import numpy as np
 
 from guie.data.draws import uniforms
 from guie.data.sampling import Rounds, Sampler
+from guie.data.sizes import stated_sizes
 from guie.datasets.manifest import Manifest
 from guie.errors import UserError
 
@@ -88,17 +89,11 @@ class AspectBuckets:
 
 def aspects(manifest: Manifest) -> np.ndarray | None:
     """Return height / width of each row, (N,) float32, 0 where it is not stated; None without the columns."""
-    import pyarrow as pa
-
-    table = manifest.table
-    if not {"width", "height"} <= set(table.column_names):
+    sizes = stated_sizes(manifest)
+    if sizes is None:
         return None
-    try:
-        wide, high = (table[side].cast(pa.float32()).to_numpy() for side in ("width", "height"))
-    except pa.ArrowInvalid:
-        return np.zeros(len(manifest), np.float32)
-    known = (np.nan_to_num(wide) > 0) & (np.nan_to_num(high) > 0)
-    return np.divide(high, wide, out=np.zeros_like(high), where=known)
+    high, wide = sizes.T
+    return np.divide(high, wide, out=np.zeros_like(high), where=wide > 0)
 
 
 def at_size(augment: Any, size_px: tuple[int, int]) -> Any:

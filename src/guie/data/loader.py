@@ -54,7 +54,8 @@ class Loader:
     `augment` is a sample stage (bytes -> picture) or a batch stage (`Warp`), which needs `pixels`.
     `workers=0` prepares `prefetch` pieces ahead in one thread; more are processes that make whole pieces,
     and a killed one ends the run with an error, it does not hang. `device`: where a batch stage computes.
-    `orientations`: the one the sampler was given in `sampler_facts`. A `Sized` sampler says how large the
+    `orientations`: the one the sampler was given in `sampler_facts`. `side` (N,3) float32 are the rows' side
+    inputs, which batches then hold. A `Sized` sampler says how large the
     pictures of each step are.
     """
 
@@ -68,6 +69,7 @@ class Loader:
         pixels: PixelCache | None = None,
         bad_images: BadImages | None = None,
         orientations: int = 1,
+        side: np.ndarray | None = None,
         workers: int = 0,
         prefetch: int = 2,
         timeout_s: float = 300.0,
@@ -86,6 +88,7 @@ class Loader:
         for row, reason in (pixels.bad if pixels else {}).items():
             self.bad_images.add(row, reason)
         self.pixels = pixels
+        self.side = side
         self.num_classes = manifest.num_classes * orientations
         self._rows = _Rows(manifest, augment, pixels, seed, orientations)
 
@@ -112,7 +115,8 @@ class Loader:
         ):
             for row, reason in piece.failures:
                 self.bad_images.add(row, reason)
-            yield Batch(piece.images, piece.labels, piece.domains, piece.ids)
+            side = None if self.side is None else torch.from_numpy(self.side[piece.ids.numpy()])
+            yield Batch(piece.images, piece.labels, piece.domains, piece.ids, side)
 
     def _in_thread(self, pieces: _Pieces, numbers: range) -> Iterator[Piece]:
         pool = _single_thread()

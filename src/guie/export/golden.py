@@ -12,6 +12,7 @@ from torch import nn
 
 from guie import resize
 from guie.errors import UserError
+from guie.side import side_inputs
 from guie.types import Preprocess
 
 # (height, width): one pixel, thin and wide, the usual input, a photograph, a long strip.
@@ -75,5 +76,9 @@ def make_golden(
 def _evaluate(embedder: nn.Module, pictures: np.ndarray) -> np.ndarray:
     spec: Preprocess = embedder.preprocess  # type: ignore[assignment]
     resized = np.stack([resize.apply(picture.transpose(1, 2, 0), spec) for picture in pictures])
+    inputs = [torch.from_numpy(resized)]
+    if getattr(embedder, "side_dim", 0):
+        sizes = np.broadcast_to(pictures.shape[2:], (len(pictures), 2))
+        inputs.append(torch.from_numpy(side_inputs(sizes)))
     with torch.inference_mode():
-        return embedder(torch.from_numpy(resized)).z.float().numpy()
+        return embedder(*inputs).z.float().numpy()

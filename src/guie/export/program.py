@@ -11,19 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from guie.export.prepare import Prepare
+from guie.side import SIDE_DIM
 from guie.types import Preprocess
 
 
 class Vector(nn.Module):
-    """What is shipped of the embedder as evaluated: (B,3,h,w) uint8 -> (B,D) float32 of unit length."""
+    """What is shipped of the embedder as evaluated: (B,3,h,w) uint8 -> (B,D) float32 of unit length.
+
+    An embedder with side inputs (B,3) takes them as well.
+    """
 
     def __init__(self, embedder: nn.Module):
         super().__init__()
         self.embedder = embedder
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, side: Tensor | None = None) -> Tensor:
         """Return `z`."""
-        return self.embedder(images).z.float()
+        return (self.embedder(images) if side is None else self.embedder(images, side)).z.float()
 
 
 class Program(nn.Module):
@@ -39,6 +43,17 @@ class Program(nn.Module):
         return self.vector(self.prepare(images))
 
 
+class SidedProgram(Program):
+    """A program whose network reads the side inputs, taken from the size that the pictures come in."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (B,D) float32 unit vectors for (B,3,H,W) uint8 or float 0..255, any B, H, W."""
+        height, width = images.size(2), images.size(3)
+        numbers = [height / width, height / 224, width / 224]  # guie.side, for the compiler
+        side = torch.tensor(numbers, dtype=torch.float32, device=images.device)
+        return self.vector(self.prepare(images), side.expand(images.size(0), 3))
+
+
 def build_program(embedder: nn.Module) -> tuple[torch.jit.ScriptModule, str]:
     """Return the program for an embedder on the CPU in eval mode, and how its backbone came in.
 
@@ -47,7 +62,8 @@ def build_program(embedder: nn.Module) -> tuple[torch.jit.ScriptModule, str]:
     """
     with torchscript_allowed(), torch.no_grad():
         vector, how = _vector(embedder)
-        return torch.jit.script(Program(Prepare(embedder.preprocess), vector)), how  # type: ignore[arg-type]
+        kind = SidedProgram if getattr(embedder, "side_dim", 0) else Program
+        return torch.jit.script(kind(Prepare(embedder.preprocess), vector)), how  # type: ignore[arg-type]
 
 
 def _vector(embedder: nn.Module) -> tuple[torch.jit.ScriptModule, str]:
@@ -69,9 +85,11 @@ def _with_scripted_backbone(embedder: nn.Module) -> nn.Module:
 
 def _trace(embedder: nn.Module) -> torch.jit.ScriptModule:
     spec: Preprocess = embedder.preprocess  # type: ignore[assignment]
-    example = torch.zeros(2, 3, *spec.size_px, dtype=torch.uint8)
+    example = [torch.zeros(2, 3, *spec.size_px, dtype=torch.uint8)]
+    if getattr(embedder, "side_dim", 0):
+        example.append(torch.ones(2, SIDE_DIM))
     # torch's own check of a trace fails on attention layers that are exact (open_clip's ViT).
-    return torch.jit.trace(Vector(embedder), example, check_trace=False)
+    return torch.jit.trace(Vector(embedder), tuple(example), check_trace=False)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from guie.errors import UserError
 from guie.models.pooling import for_stages, pooled
+from guie.side import SIDE_DIM
 from guie.types import Output, Preprocess
 
 
@@ -18,12 +19,14 @@ class Embedder(nn.Module):
 
     Pictures are (B, 3, H, W), uint8 or floating, 0..255, already brought to `preprocess.size_px`; they are
     normalised by one fused multiply-add in the dtype of the weights. `embed_dim` is the width of z in
-    evaluation: the neck's, or its `keep` first numbers.
+    evaluation: the neck's, or its `keep` first numbers. With `side` the neck reads the side inputs (B, 3) of
+    the pictures' original sizes (`guie.side`) behind the pooled feature.
     """
 
-    def __init__(self, backbone: Any, pool: nn.Module, neck: Any) -> None:
+    def __init__(self, backbone: Any, pool: nn.Module, neck: Any, *, side: bool = False) -> None:
         super().__init__()
         self.backbone, self.neck = backbone, neck
+        self.side_dim = SIDE_DIM if side else 0
         self.pool = for_stages(pool, len(getattr(backbone, "stages", [])))
         self.keep_first(getattr(neck, "keep", None))
         self.frozen_backbone = False
@@ -52,11 +55,11 @@ class Embedder(nn.Module):
         self.embed_dim: int = width or self.neck.embed_dim
         self.neck.register_buffer("kept", None if width is None else torch.tensor(width))
 
-    def forward(self, images: Tensor) -> Output:
+    def forward(self, images: Tensor, side: Tensor | None = None) -> Output:
         """Return feature (B, F), tokens (B, T, F) or None, raw (B, D) and unit z (B, D or what is kept)."""
         found = self._maps(images)
         tokens = found if isinstance(found, Tensor) and found.dim() == 3 else None
-        return self.from_features(self._pooled(found), tokens)
+        return self.from_features(self._pooled(found), tokens, side)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return unit vectors (B, embed_dim), in at least float32."""
@@ -66,9 +69,12 @@ class Embedder(nn.Module):
         """Return pooled features (B, F): what a frozen backbone may cache."""
         return self._pooled(self._maps(images))
 
-    def from_features(self, feature: Tensor, tokens: Tensor | None = None) -> Output:
-        """Return the output of pooled features (B, F)."""
-        raw = _at_least_float32(self.neck(feature))
+    def from_features(
+        self, feature: Tensor, tokens: Tensor | None = None, side: Tensor | None = None
+    ) -> Output:
+        """Return the output of pooled features (B, F) and side inputs (B, 3)."""
+        read = feature if side is None else torch.cat([feature, side.to(feature.dtype)], dim=1)
+        raw = _at_least_float32(self.neck(read))
         return Output(feature=feature, tokens=tokens, raw=raw, z=self._unit(raw))
 
     def freeze_backbone(self) -> None:
