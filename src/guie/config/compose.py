@@ -22,8 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 import guie
 from guie.build import REQUIRED, check_keys, signature, unknown_key
+from guie.config import sweeps
 from guie.config.schema import COMMANDS, PATH_KEYS, choices, register
 from guie.errors import UserError
+
+
+# (overrides of each job, folder named or None, slots) -> exit code
+Sweep = Callable[[list[list[str]], str | None, list[list[int]]], int]
 
 
 def directory() -> Path:
@@ -33,9 +38,13 @@ def directory() -> Path:
     return packaged if packaged.is_dir() else package.parent.parent / "configs"
 
 
-def enter(command: str, run: Callable[[dict[str, Any]], None]) -> None:
-    """Run a command from the console: compose, check, call `run` with a plain dict; never a traceback."""
+def enter(command: str, run: Callable[[dict[str, Any]], None], sweep: Sweep | None = None) -> None:
+    """Run a command from the console: compose, check, call `run` with a plain dict; never a traceback.
+
+    With --multirun and `launch.slots` it is `sweep` that gets all jobs, and returns the exit code.
+    """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    sweeps.remember(sys.argv[1:])
     sys.argv[1:] = [rewrite(argument) for argument in sys.argv[1:]]
 
     refused: list[UserError] = []
@@ -50,6 +59,8 @@ def enter(command: str, run: Callable[[dict[str, Any]], None]) -> None:
         register(command, [directory(), *_own_folders(sys.argv[1:])])
         if {"--help", "-h"} & set(sys.argv[1:]):
             print(help_text(command, [word for word in sys.argv[1:] if not word.startswith("-")]))
+        elif sweep and (slots := _slots(command, sys.argv[1:])):
+            sys.exit(sweep(_checked_jobs(command, sys.argv[1:]), sweeps.sweep_folder(sys.argv[1:]), slots))
         else:
             hydra.main(version_base=None, config_path=str(directory()), config_name=command)(job)()
         if refused:
@@ -59,6 +70,27 @@ def enter(command: str, run: Callable[[dict[str, Any]], None]) -> None:
             traceback.print_exc()
         print(f"guie-{command}: {explain(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _slots(command: str, arguments: list[str]) -> list[list[int]] | None:
+    """Return `launch.slots` of a sweep, None where it goes by without."""
+    first = next(iter(sweeps.jobs(arguments)), None)
+    return first and _of_job(command, first, arguments)["launch"]["slots"]
+
+
+def _checked_jobs(command: str, arguments: list[str]) -> list[list[str]]:
+    """Return the command line of each job of a sweep, all of which compose."""
+    jobs = sweeps.jobs(arguments)
+    for job in jobs:
+        if _of_job(command, job, arguments).get("run_dir"):
+            raise UserError("run_dir: given with launch.slots; accepted: hydra.sweep.dir=FOLDER for all jobs")
+    return [[*sweeps.folders(), *job] for job in jobs]
+
+
+def _of_job(command: str, job: list[str], arguments: list[str]) -> dict[str, Any]:
+    own = _own_folders(arguments)
+    found = ",".join(f"'file://{folder.absolute()}'" for folder in own)
+    return composed(command, [*job, *([f"hydra.searchpath=[{found}]"] if own else [])], own)
 
 
 def _with_own_folder(plain: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +144,8 @@ def rewrite(argument: str) -> str:
         return argument
     if key == "eval_on":
         return f"dataset@eval_on={value}"
+    if key == "trainer.dry_run":
+        return f"dry_run={value}"
     if key == "preview" and value.lower() not in ("true", "false", "null", ""):
         return f"augment={value}"
     if key.lstrip("+").rsplit(".", 1)[-1] not in PATH_KEYS or value in ("null", "") or value[0] in "'\"[{$":

@@ -30,6 +30,7 @@ GROUPS = (
     "trainer",
     "tracker",
     "hw",
+    "launch",
     "warm_start",
     "cleaning",
 )
@@ -55,6 +56,8 @@ class Train:
     trainer: Any = MISSING
     tracker: Any = MISSING
     hw: Any = MISSING
+    launch: Any = MISSING
+    dry_run: bool = False
     side_inputs: bool = False
     run_dir: str | None = None
     data_root: str = "data"
@@ -67,6 +70,7 @@ class Train:
     resume: str = "never"
     bad_images: str = "skip"
     max_bad_share: float = 0.01
+    leakage: str = "warn"
     memory_mib: int = 64
     preset: str | None = None
 
