@@ -6,18 +6,29 @@ import logging
 import sys
 import time
 
+from guie.launch import placement
+
 log = logging.getLogger("guie")
 
 
 def speak() -> None:
-    """Send the log to standard error as plain lines, once."""
+    """Send the log to standard error as plain lines, once; of several processes the first speaks."""
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Plain("%(message)s"))
+        handler.setLevel(logging.ERROR if placement().rank else logging.NOTSET)
         handler.addFilter(lambda record: record.name == "guie")  # steps have their bar; they go to log.txt
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
+
+
+class _Plain(logging.Formatter):
+    """The message alone; a warning is named one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = super().format(record)
+        return f"WARNING: {said}" if record.levelno == logging.WARNING else said
 
 
 class Notices:
@@ -34,6 +45,8 @@ class Notices:
             if total == 0:
                 log.info("%s", what)
         self._done = done
+        if placement().rank:
+            return
         live = sys.stderr.isatty()
         if total and (live or now - self._told >= self._every_s):
             self._told = now

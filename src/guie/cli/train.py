@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from guie.cli.processes import elsewhere, sweep
 from guie.config.compose import enter
 
 
@@ -17,6 +18,8 @@ def run(cfg: dict[str, Any]) -> None:
     from guie.train.distributed import world
 
     speak()
+    if (done := elsewhere(cfg)) is not None:
+        return sys.exit(done) if done else None
     with ExitStack() as stack:
         here = stack.enter_context(world(cfg["device"]))
         data = training.open_data(cfg, here)
@@ -32,7 +35,7 @@ def run(cfg: dict[str, Any]) -> None:
 
 def main() -> None:
     """Console entry point."""
-    enter("train", run)
+    enter("train", run, sweep)
 
 
 if __name__ == "__main__":
