@@ -9,20 +9,37 @@ from ranks import logs, run_ranks, start_ranks, wait
 from test_distributed import largest_difference
 from test_resume import Die
 from tiny import CLASSES, DIM, STEPS_PER_EPOCH, TinyEmbedder, batches, settings, train
+from torch import nn
 
 from guie import checkpoint
 from guie.heads import pairs
 from guie.heads.combine import Weighted
 from guie.heads.contrastive import Contrastive, MultiSimilarity, SupCon
+from guie.heads.distill import EmbeddingDistillation, SimilarityDistillation
 from guie.heads.margin import ArcFace
 from guie.heads.memory import CrossBatchMemory
+from guie.heads.pml import Pml
 from guie.heads.proxy import ProxyAnchor
 from guie.heads.triplet import Triplet
 from guie.train.distributed import World
 from guie.train.optim import adamw
+from guie.train.sam import sam
 from guie.train.task import Task
+from guie.types import Preprocess
 
 FACTS = {"num_classes": CLASSES, "embed_dim": DIM}
+
+
+class Teaching(nn.Module):
+    """A fixed random view of 4 x 4 pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.preprocess, self.out_dim, self.prefix_tokens = Preprocess(size_px=(4, 4)), 7, 0
+        self.look = nn.Conv2d(3, 7, 4).double()
+
+    def forward(self, x):
+        return self.look(x).flatten(1)
 
 
 def memory(head, size=20, **options):
@@ -45,13 +62,16 @@ MORE = {
     "triplet": Triplet,
     "hard triplet": lambda: Triplet(mining="hard"),
     "semi-hard triplet": lambda: Triplet(mining="semi_hard"),
+    "similarity distillation": lambda: SimilarityDistillation(Teaching()),
+    "embedding distillation": lambda: EmbeddingDistillation(Teaching(), embed_dim=DIM, feature_dim=16),
 }
 
 
-def task_of(make_head, world):
+def task_of(make_head, world, climbs):
     torch.manual_seed(0)
     embedder, head = TinyEmbedder().double(), make_head().double()
     optimizer = adamw(lr=0.01, embedder=embedder, head=head)
+    optimizer = sam(optimizer) if climbs else optimizer
     drawn = batches(0, world)
 
     def with_returning_ids(start, stop):  # 24 pictures, seen again within the memory
@@ -60,24 +80,26 @@ def task_of(make_head, world):
     return Task(embedder, head, optimizer, with_returning_ids, STEPS_PER_EPOCH)
 
 
-def trained(make_head, folder, world=None, *, epochs=5, hooks=(), resume=None, **changes):
+def trained(make_head, folder, world=None, *, epochs=5, hooks=(), resume=None, climbs=False, **changes):
     world = world or World()
-    made = task_of(make_head, world)
+    made = task_of(make_head, world, climbs)
     options = settings(epochs=epochs, keep=20, **changes)
     train(made, options, folder=folder, world=world, hooks=hooks, resume=resume)
     return made
 
 
-def two_ranks_and_one_agree(heads, folder):
+def two_ranks_and_one_agree(heads, folder, **changes):
+    for name, make_head in heads.items():  # before the ranks, which then find torch's imports made
+        trained(make_head, folder / name / "one", **changes)
+
     def both(world):
         for name, make_head in heads.items():
-            head = trained(make_head, folder / name / "two", world).head
+            head = trained(make_head, folder / name / "two", world, **changes).head
             queues = world.gather([buffer.tolist() for buffer in head.buffers()])
             assert queues[0] == queues[1], name
 
     assert run_ranks(2, both, folder / "ranks") == [0, 0], logs(folder / "ranks")
-    for name, make_head in heads.items():
-        trained(make_head, folder / name / "one")
+    for name in heads:
         assert largest_difference(folder / name / "one", folder / name / "two") < 1e-9, name
 
 
@@ -88,6 +110,24 @@ def test_two_ranks_equal_one_process_with_the_whole_batch(tmp_path):
 @pytest.mark.slow
 def test_two_ranks_equal_one_process_for_every_head_of_pairs(tmp_path):
     two_ranks_and_one_agree(MORE, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_process_with_a_loss_of_pytorch_metric_learning(tmp_path):
+    pytest.importorskip("pytorch_metric_learning")
+    heads = {
+        "pairs": lambda: Pml("ContrastiveLoss", **FACTS),
+        "proxies": lambda: Pml("ProxyAnchorLoss", {"alpha": 8}, **FACTS),
+    }
+    two_ranks_and_one_agree(heads, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_seen_twice_is_remembered_once_on_all_ranks(tmp_path):
+    """SAM takes each gradient twice: the queue moves by one batch a step."""
+    two_ranks_and_one_agree({"memory": HEADS["contrastive memory"]}, tmp_path, climbs=True)
+    stored = checkpoint.read(tmp_path / "memory" / "one", "last").parts["head"]["num_stored"]
+    assert stored == 20 * 8
 
 
 def test_the_comparison_can_fail_where_ranks_keep_to_themselves(tmp_path, monkeypatch):
