@@ -48,8 +48,8 @@ class Rule:
 class Elsewhere:
     """How blocks of classes become one softmax, where the weights are one of several blocks.
 
-    `sum` and `largest` reduce (B,) over the blocks, `classes` counts those of all blocks. A label outside
-    0..C-1 then means that its class is in another block.
+    `sum` and `largest` reduce (B,) over the blocks; `classes` counts those of all blocks, a number or (1,) of
+    the weights' type. A label outside 0..C-1 then means that its class is in another block; C may be 0.
     """
 
     sum: Callable[[Tensor], Tensor]
@@ -284,7 +284,7 @@ def _blocks(weight: Tensor, batch: int, chunk: int | None) -> Iterator[slice]:
     """Yield slices of classes: at most `chunk` wide, and as many as fit the cache with three scratch rows."""
     _, classes, width = weight.shape
     room = _CACHE_BYTES if weight.device.type == "cpu" else _DEVICE_BLOCK_BYTES
-    step = min(chunk or classes, max(256, room // ((width + 3 * batch) * weight.element_size())))
+    step = min(chunk or max(1, classes), max(256, room // ((width + 3 * batch) * weight.element_size())))
     return (slice(start, min(start + step, classes)) for start in range(0, classes, step))
 
 
@@ -301,6 +301,8 @@ def _winners_like(logits: Tensor, weight: Tensor) -> Tensor | None:
 
 def _target_cosines(unit: Tensor, weight: Tensor, labels: Tensor, elsewhere: Elsewhere | None) -> Tensor:
     """Return the cosine (B,) with the nearest sub-centre of each label, within -1..1 despite rounding."""
+    if elsewhere is not None and not weight.shape[1]:
+        return elsewhere.sum(unit.new_zeros(len(unit)))
     at, inside = _columns(labels, slice(0, weight.shape[1]))
     rows = weight[:, labels if elsewhere is None else at[:, 0]]
     cosines = ((rows * unit).sum(-1) * _inverse_lengths(rows)).amax(0).clamp(-1, 1)

@@ -124,15 +124,13 @@ class PartialFC(nn.Module):
         counted = coins(self.shard, self.seed, self._step, labels.device) < self.sample_rate
         counted[places[inside]] = True
         chosen = counted.nonzero()[:, 0]
-        if not len(chosen):  # the block would be empty
-            chosen = places.new_zeros(1)
         places = torch.searchsorted(chosen, places).where(inside, -1)
         return self.weight.index_select(0, chosen), places
 
     def _num_counted(self, weight: Tensor) -> int | Tensor:
         if self.sample_rate == 1 or not self.rule.smoothing:
             return self.shard.total
-        return _sum(torch.tensor([len(weight)], device=weight.device))
+        return _sum(weight.new_tensor([len(weight)]))
 
 
 def own_shard(num_classes: int) -> Shard:
