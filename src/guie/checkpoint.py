@@ -34,7 +34,7 @@ from guie.types import Preprocess
 
 FORMAT = 1
 STEP_FOLDER = re.compile(r"step_(\d{6,})")
-STAGE_FOLDER = re.compile(r"(\d+)-([\w.-]+)")
+STAGE_FOLDER = re.compile(r"(\d+)-(\w[\w-]*)")
 Which = Literal["best", "last"]
 
 
@@ -59,7 +59,7 @@ class State:
 
 @dataclass(frozen=True)
 class Store:
-    """The `checkpoints/` folder of one run; keeps the newest `keep`, the best one and those of `keep_steps`."""
+    """The `checkpoints/` folder of one run; keeps the newest `keep`, the best and those of `keep_steps`."""
 
     folder: Path
     keep: int = 2

@@ -72,14 +72,23 @@ def opened(path: Path, config: Mapping[str, Any], resume: str = "never") -> Iter
     Raises UserError for a folder that is finished, foreign or in use, for an interrupted one under `never`,
     and for changed keys, which it names.
     """
+    with held(path):
+        folder = RunFolder(path, _decide(path, config, resume))
+        _prepare(folder, config)
+        yield folder
+
+
+@contextmanager
+def held(path: Path) -> Iterator[RunFolder]:
+    """Hold the lock of `path`, made where it is missing; a run that was left running becomes interrupted.
+
+    Raises UserError for a folder that is foreign or in use.
+    """
     _refuse_foreign(path)
     path.mkdir(parents=True, exist_ok=True)
     take_lock(path)
     folder = RunFolder(path)
     try:
-        start = _decide(path, config, resume)
-        folder = RunFolder(path, start)
-        _prepare(folder, config)
         yield folder
     finally:
         if start_state(path) == "running":
@@ -87,18 +96,24 @@ def opened(path: Path, config: Mapping[str, Any], resume: str = "never") -> Iter
         folder.release()
 
 
-def _decide(path: Path, config: Mapping[str, Any], resume: str) -> Path | None:
-    """Return the checkpoint to start from, or None to begin."""
+def refuse_begun(path: Path, resume: str) -> None:
+    """Raise UserError for a run that has begun and is not to be taken up."""
     state = start_state(path)
     if state is not None and resume == "never":
         raise UserError(_refusal(path, state))
+
+
+def _decide(path: Path, config: Mapping[str, Any], resume: str) -> Path | None:
+    """Return the checkpoint to start from, or None to begin."""
+    refuse_begun(path, resume)
+    state = start_state(path)
     if resume not in ("never", "auto"):
         start = checkpoint.locate(Path(resume), "last")
-        _refuse_changes(checkpoint.read(start, parts=()).meta.get("config", {}), config, f"resume={resume}")
+        refuse_changes(checkpoint.read(start, parts=()).meta.get("config", {}), config, f"resume={resume}")
         return start
     if state is None:
         return None
-    changed = _refuse_changes(read_config(path), config, f"run_dir={path}")
+    changed = refuse_changes(read_config(path), config, f"run_dir={path}")
     if state == "finished" and not set(changed) & set(LIMITS):
         raise UserError(f"run_dir: {path} is finished; accepted: a new folder, or a higher trainer.epochs")
     folder = path / "checkpoints"
@@ -112,10 +127,8 @@ def _refusal(path: Path, state: RunState) -> str:
 
 
 def _prepare(folder: RunFolder, config: Mapping[str, Any]) -> None:
-    step = int(folder.start.name[5:]) if folder.start else 0
-    truncate(folder.metrics, step)
-    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    replace_file(folder.path / "config.yaml", text.encode())
+    truncate(folder.metrics, checkpoint.step_of(folder.start) if folder.start else 0)
+    write_config(folder.path, config)
     folder.mark("running")
 
 
@@ -143,6 +156,12 @@ def start_state(path: Path) -> RunState | None:
     return state if state in ("running", "interrupted", "finished") else "interrupted"
 
 
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write `config` to config.yaml of the run in `path`."""
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    replace_file(path / "config.yaml", text.encode())
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Return the plain config of the run in `path`; raises UserError where it cannot be read."""
     try:
@@ -152,7 +171,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> list[str]:
+def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> list[str]:
     """Return the keys that differ; raises UserError naming those that may not."""
     changed = changed_keys(old, new)
     refused = [key for key in changed if key not in MAY_DIFFER]
@@ -263,6 +282,14 @@ def write_labels(path: Path, names: Sequence[str], **columns: Sequence[Any]) -> 
     temporary = path / ".labels.parquet.new"
     pq.write_table(table, temporary)
     temporary.replace(path / "labels.parquet")
+
+
+def read_labels(path: Path) -> list[dict[str, Any]] | None:
+    """Return the rows of `labels.parquet` in order of id, None where there is none."""
+    import pyarrow.parquet as pq
+
+    file = path / "labels.parquet"
+    return pq.read_table(file).sort_by("id").to_pylist() if file.exists() else None
 
 
 @contextmanager

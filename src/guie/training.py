@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from guie import assembly, checkpoint, embed, results, runfolder
+from guie import assembly, checkpoint, embed, results, runfolder, starting
 from guie.bench import Bench
 from guie.build import build
 from guie.datasets.manifest import Manifest
@@ -26,6 +26,9 @@ from guie.train.loop import Run, Settings, Summary, Task, fit
 from guie.train.progress import progress
 
 log = logging.getLogger("guie")
+
+Init = str | float
+"""Which checkpoint of a stage the next one starts from: last, best, step_<number>, or that of an epoch."""
 
 
 class Data(NamedTuple):
@@ -47,6 +50,25 @@ class Job:
     hardware: Hardware
     run: Run
     bench: Bench
+
+
+def train(
+    cfg: Mapping[str, Any], here: World, notice: Any, data: Data | None = None, keep: Init | None = None
+) -> int:
+    """Train as `cfg` says, evaluate and report; return the exit code, 143 or 130 where it was asked to stop.
+
+    `data`: what is trained and evaluated on, where it is open already. `keep`: the checkpoint that another
+    stage will start from.
+    """
+    with ExitStack() as stack:
+        data = data or open_data(cfg, here)
+        folder = Path(here.on_main(lambda: str(choose_folder(cfg))))
+        start = here.on_main(lambda: open_folder(stack, folder, cfg))
+        job = prepare(cfg, data, folder, start, here, notice, keep)
+        summary = fit_job(job)
+        if summary.exit_code == 0:
+            here.on_main(lambda: conclude(job))
+    return summary.exit_code
 
 
 def choose_folder(cfg: Mapping[str, Any]) -> Path:
@@ -83,7 +105,13 @@ def open_data(cfg: Mapping[str, Any], here: World) -> Data:
 
 
 def prepare(
-    cfg: Mapping[str, Any], data: Data, folder: Path, start: str | None, here: World, notice: Any
+    cfg: Mapping[str, Any],
+    data: Data,
+    folder: Path,
+    start: str | None,
+    here: World,
+    notice: Any,
+    keep: Init | None = None,
 ) -> Job:
     """Return the job: floors measured (once), embedder and head built, weights loaded."""
     rows, asked = data
@@ -91,13 +119,15 @@ def prepare(
     bench = assembly.bench(cfg, asked, here.device, notice, listed_in=folder)
     here.on_main(lambda: _measure_floors(cfg, folder, bench, here))
     embedder = assembly.embedder(cfg)
-    if cfg["ckpt"]:
-        _start_from(embedder, cfg["ckpt"])
+    former = starting.take_embedder(embedder, cfg["ckpt"]) if cfg["ckpt"] else None
     listed = folder / "bad_images_train.csv"
     loader = here.on_main_first(partial(_loader, cfg, rows, embedder, listed, notice))
     head = assembly.head(cfg, embedder, rows, loader.num_classes)
-    names = assembly.class_names(rows, loader.num_classes)
-    here.on_main(lambda: runfolder.write_labels(folder, names))
+    labels = starting.labels(cfg, rows, loader.num_classes)
+    here.on_main(lambda: runfolder.write_labels(folder, **labels))
+    if former and not start:
+        means = partial(starting.class_means, cfg, embedder, rows, labels["names"], here, notice)
+        log.info("%s", starting.take_head(cfg, former, head, labels, means))
     log.info("%s", _described(rows, asked, embedder, head))
     optimizer = build(cfg["optim"], where="optim", embedder=embedder, head=head)
     batches = _batches(cfg, rows, embedder, loader, here, settings, notice)
@@ -111,7 +141,8 @@ def prepare(
         features=settings.cache_features,
         refit=partial(_refit, cfg, loader, folder, here, notice) if settings.refit_shrinkage else None,
     )
-    return Job(cfg, folder, here, task, settings, hardware, _run(cfg, folder, embedder, start, here), bench)
+    run = _keeping(_run(cfg, folder, embedder, start, here), keep, settings, loader.steps_per_epoch)
+    return Job(cfg, folder, here, task, settings, hardware, run, bench)
 
 
 def _loader(cfg: Mapping[str, Any], rows: Manifest, embedder: Any, listed: Path, notice: Any) -> Any:
@@ -198,10 +229,17 @@ def _evaluated(bench: Bench, model: Any) -> dict[str, float]:
     return found | {f"mP@5/{name}": numbers[name]["mP@5"] for name in bench.sets if len(bench.sets) > 1}
 
 
-def _start_from(embedder: Any, path: str) -> None:
-    from guie.train.loop import load_weights
-
-    load_weights(embedder, checkpoint.read(Path(path).expanduser(), "last").weights, "embedder")
+def _keeping(run: Run, keep: Init | None, settings: Settings, steps_per_epoch: int) -> Run:
+    """Return the run with a lasting checkpoint at the step that `keep` means; last and best stay anyway."""
+    run = replace(run, meta={**run.meta, "steps_per_epoch": steps_per_epoch})
+    if keep in (None, "last", "best"):
+        return run
+    step = int(keep[5:]) if isinstance(keep, str) else round(keep * steps_per_epoch)
+    steps = settings.num_steps(steps_per_epoch)
+    if not 0 < step <= steps:
+        raise UserError(f"stages: the next one's init {keep} is step {step}; accepted: 1 to {steps} steps")
+    kept = frozenset([step])
+    return replace(run, save_at=kept, store=run.store and replace(run.store, keep_steps=kept))
 
 
 def _described(rows: Manifest, asked: Mapping[str, Manifest], embedder: Any, head: Any) -> str:

@@ -1,10 +1,8 @@
-"""guie-train: data, model, fit, evaluate, report."""
+"""guie-train: data, model, fit, evaluate, report; in one stage or in several."""
 
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from guie.cli.processes import elsewhere, sweep
@@ -13,24 +11,18 @@ from guie.config.compose import enter
 
 def run(cfg: dict[str, Any]) -> None:
     """Train as `cfg` says; the process ends with 143 or 130 where it was asked to stop."""
-    from guie import training
+    from guie import staging, training
     from guie.cli.console import Notices, speak
     from guie.train.distributed import world
 
     speak()
     if (done := elsewhere(cfg)) is not None:
         return sys.exit(done) if done else None
-    with ExitStack() as stack:
-        here = stack.enter_context(world(cfg["device"]))
-        data = training.open_data(cfg, here)
-        folder = here.on_main(lambda: str(training.choose_folder(cfg)))
-        start = here.on_main(lambda: training.open_folder(stack, Path(folder), cfg))
-        job = training.prepare(cfg, data, Path(folder), start, here, Notices())
-        summary = training.fit_job(job)
-        if summary.exit_code == 0:
-            here.on_main(lambda: training.conclude(job))
-    if summary.exit_code:  # otherwise return: under --multirun the next job follows
-        sys.exit(summary.exit_code)
+    train = staging.train if cfg["stages"] else training.train
+    with world(cfg["device"]) as here:
+        code = train(cfg, here, Notices())
+    if code:  # otherwise return: under --multirun the next job follows
+        sys.exit(code)
 
 
 def main() -> None:

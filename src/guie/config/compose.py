@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -22,10 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 import guie
 from guie.build import REQUIRED, check_keys, signature, unknown_key
-from guie.config import sweeps
+from guie.config import stages, sweeps
 from guie.config.schema import COMMANDS, PATH_KEYS, choices, register
 from guie.errors import UserError
-
 
 # (overrides of each job, folder named or None, slots) -> exit code
 Sweep = Callable[[list[list[str]], str | None, list[list[int]]], int]
@@ -45,13 +44,15 @@ def enter(command: str, run: Callable[[dict[str, Any]], None], sweep: Sweep | No
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sweeps.remember(sys.argv[1:])
-    sys.argv[1:] = [rewrite(argument) for argument in sys.argv[1:]]
+    arguments, of_stages = stages.split(sys.argv[1:])
+    sys.argv[1:] = [rewrite(argument) for argument in arguments]
 
     refused: list[UserError] = []
 
     def job(cfg: DictConfig) -> None:
         try:
-            run(_with_own_folder(checked(command, cfg)))
+            plain = _with_own_folder(checked(command, cfg))
+            run(with_stages(command, plain, HydraConfig.get().overrides.task, of_stages))
         except UserError as error:
             refused.append(error)  # raised when Hydra is done: it would print two lines of its own
 
@@ -126,11 +127,42 @@ def _group_defaults(template: Mapping[str, Any]) -> list[str]:
 def composed(command: str, overrides: list[str], folders: list[Path] | None = None) -> dict[str, Any]:
     """Return the checked config of a command, as the console would see it; for tests and notebooks."""
     register(command, [directory(), *(folders or [])])
+    whole, of_stages = stages.split(overrides)
+    whole = [rewrite(override) for override in whole]
     try:
         with hydra.initialize_config_dir(str(directory()), version_base=None):
-            return checked(command, hydra.compose(command, [rewrite(override) for override in overrides]))
+            return with_stages(command, checked(command, hydra.compose(command, whole)), whole, of_stages)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+
+
+def with_stages(
+    command: str, plain: dict[str, Any], overrides: Sequence[str], of_stages: stages.OfStages
+) -> dict[str, Any]:
+    """Return `plain` with `staged`: by name the complete config of each stage, checked as the run's own.
+
+    Raises UserError, which names the stage.
+    """
+    changes = stages.written(plain.get("stages"), of_stages)
+    if not changes:
+        return plain
+    if plain["only"] not in (None, *changes):
+        raise UserError(f"only: '{plain['only']}'; accepted: {', '.join(changes)}")
+    own = [o for o in overrides if not o.lstrip("+~").startswith(("stages=", "stages@", "only="))]
+    staged = {}
+    for name, changed in changes.items():
+        further = [o for o in of_stages.get(name, ()) if not o.startswith("init=")]
+        staged[name] = _stage(command, name, [*stages.as_overrides(changed), *own, *further])
+    stages.check_inits(changes, {name: cfg["trainer"]["epochs"] for name, cfg in staged.items()})
+    return {**plain, "stages": changes, "staged": staged}
+
+
+def _stage(command: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    try:
+        cfg = hydra.compose(command, [*map(rewrite, overrides), "++stages=null", "++only=null"])
+        return checked(command, cfg)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"stages.{name}.{explain(error)}") from error
 
 
 def rewrite(argument: str) -> str:
