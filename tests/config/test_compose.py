@@ -12,12 +12,15 @@ from guie.errors import UserError
 GROUP_FILES = sorted((group, name) for group, name, _ in targets([directory()]))
 PRESETS = sorted(path.stem for path in (directory() / "exp").glob("*.yaml"))
 REQUIRED = {"folder": "root", "csv": "path", "tfrecord": "pattern", "tar": "pattern"}
+NEEDED = {f"neck={name}": ["neck.domains=2"] for name in ("domain_tiles", "domain_separate")}
+NEEDED["head=distill_run"] = ["head.teacher.path=x"]
 
 
 @pytest.mark.parametrize(("group", "name"), GROUP_FILES)
 def test_every_yaml_composes(group, name):
     choice = [f"{group}=[{name}]"] if group == "dataset" else [f"{group}={name}"]
     needed = [f"dataset.{name}.{REQUIRED[name]}=x"] if group == "dataset" and name in REQUIRED else []
+    needed += NEEDED.get(f"{group}={name}", [])
     cfg = composed("clean" if group == "cleaning" else "train", choice + needed)
     node = cfg["dataset"][name] if group == "dataset" else cfg[group]
     assert node["_target_"].startswith("guie.")
