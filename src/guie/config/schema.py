@@ -35,7 +35,7 @@ GROUPS = (
     "cleaning",
 )
 PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
-PATH_KEYS |= {"path", "pattern"}
+PATH_KEYS |= {"path", "pattern", "wise", "start"}
 
 _SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
 
@@ -142,7 +142,36 @@ class Clean:
     seed: int = 0
 
 
-COMMANDS = {"train": Train, "eval": Eval, "export": Export, "prepare": Prepare, "clean": Clean}
+@dataclass
+class Soup:
+    """Keys of guie-soup: runs to average, or one to draw back to its start; what decides, and where to."""
+
+    dataset: Any = field(default_factory=dict)
+    ckpt: Any = None
+    method: str = "greedy"
+    wise: str | None = None
+    start: str | None = None
+    points: int = 11
+    metric: str = "mP@5"
+    out: str | None = None
+    data_root: str = "data"
+    device: str = "auto"
+    seed: int = 0
+    batch_size: int = 128
+    threads: int | None = None
+    bad_images: str = "skip"
+    max_bad_share: float = 0.01
+    memory_mib: int = 64
+
+
+COMMANDS = {
+    "train": Train,
+    "eval": Eval,
+    "export": Export,
+    "prepare": Prepare,
+    "clean": Clean,
+    "soup": Soup,
+}
 
 # The parameter of a data set that names its raw files, and so takes guie-prepare's `raw`: the first it has.
 PLACES = ("path", "pattern", "root")
