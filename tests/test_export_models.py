@@ -12,6 +12,7 @@ from guie.export.torchscript import evaluating
 from guie.export.verify import TOLERANCE
 from guie.models.backbones import OpenClip, Timm
 from guie.models.embedder import Embedder
+from guie.models.ensemble import Ensemble
 from guie.models.necks import BNLinear
 from guie.models.pooling import CLS, Average, GeM
 
@@ -33,6 +34,20 @@ def vision_transformer() -> Embedder:
     return Embedder(backbone, CLS(), BNLinear(16, in_dim=backbone.out_dim))
 
 
+def resnet_with_attention_and_checkpointing() -> Embedder:
+    backbone = Timm("resnet10t", pretrained=False, image_px=32, attention=True, checkpointing=True)
+    return Embedder(backbone, GeM(eval_p=1.0), BNLinear(16, in_dim=backbone.out_dim))
+
+
+def ensemble_of_two_sizes_a_prefix_of_it() -> Embedder:
+    members = {
+        "map": Timm("resnet10t", pretrained=False, image_px=48),
+        "tokens": Timm("vit_tiny_patch16_224", pretrained=False, image_px=32, options={"depth": 1}),
+    }
+    backbone = Ensemble(members, {"map": GeM(), "tokens": CLS()})
+    return Embedder(backbone, Average(), BNLinear(16, keep=5, in_dim=backbone.out_dim))
+
+
 def frozen_clip_tower() -> Embedder:
     backbone = OpenClip("ViT-S-32-alt", pretrained=None, image_px=64)
     embedder = Embedder(backbone, Average(), BNLinear(16, in_dim=backbone.out_dim))
@@ -40,7 +55,11 @@ def frozen_clip_tower() -> Embedder:
     return embedder
 
 
-@pytest.mark.parametrize("build", [resnet, resnet_of_two_stages, vision_transformer, frozen_clip_tower])
+BUILDERS = [resnet, resnet_of_two_stages, resnet_with_attention_and_checkpointing, vision_transformer]
+BUILDERS += [ensemble_of_two_sizes_a_prefix_of_it, frozen_clip_tower]
+
+
+@pytest.mark.parametrize("build", BUILDERS)
 def test_the_program_gives_the_evaluations_vectors(build, tmp_path):
     torch.manual_seed(0)
     embedder = build()

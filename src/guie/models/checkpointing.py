@@ -23,7 +23,7 @@ def checkpoint_blocks(model: Any, name: str) -> None:
     if not any(getattr(module, "grad_checkpointing", False) is True for module in model.modules()):
         raise _unsupported(name)  # some models accept the call and do nothing
     for module in model.modules():
-        if any(isinstance(child, _BatchNorm) for child in module.children()):
+        if _norms(module):
             module.register_forward_pre_hook(_lend_copies)
             module.register_forward_hook(_give_back, always_call=True)
 
@@ -32,18 +32,20 @@ def _unsupported(name: str) -> UserError:
     return UserError(f"backbone.checkpointing: true received; '{name}' does not support it; accepted: false")
 
 
-def _lend_copies(module: nn.Module, args: Any) -> None:
+def _norms(module: nn.Module) -> list[_BatchNorm]:
     # Looked up at each call: synchronised batch norms replace the model's own after it is built.
-    if not _in_backward():
-        return
-    for norm in module.children():
-        if isinstance(norm, _BatchNorm):
+    return [found for found in (module, *module.children()) if isinstance(found, _BatchNorm)]
+
+
+def _lend_copies(module: nn.Module, args: Any) -> None:
+    for norm in _norms(module) if _in_backward() else ():
+        if "_lent" not in norm.__dict__:
             norm._lent = dict(norm._buffers)  # type: ignore[assignment]
             norm._buffers.update({key: v if v is None else v.clone() for key, v in norm._buffers.items()})
 
 
 def _give_back(module: nn.Module, args: Any, output: Any) -> None:
-    for norm in module.children():
+    for norm in _norms(module):
         if "_lent" in norm.__dict__:
             norm._buffers.update(norm.__dict__.pop("_lent"))
 
