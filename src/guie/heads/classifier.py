@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from guie.heads.labels import check_labels
+from guie.heads.margin import check_range
 from guie.heads.reduction import Reduction
 from guie.types import Batch, Loss, Output
 
@@ -30,6 +31,7 @@ class Softmax(nn.Module):
         embed_dim: int,
     ) -> None:
         super().__init__()
+        check_range("label_smoothing", label_smoothing, 0, 1, "")
         self.label_smoothing = label_smoothing
         self.reduction = Reduction(focal, per_domain)
         self.linear = nn.Linear(embed_dim, num_classes, bias=bias)
