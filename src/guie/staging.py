@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from guie import checkpoint, runfolder, training
+from guie.durable import replace_file
 from guie.errors import UserError
 from guie.train.distributed import World
 
@@ -157,9 +158,11 @@ def _epoch(path: Path) -> tuple[int, int]:
 
 
 def _conclude(folder: Path, stages: Sequence[Stage]) -> None:
+    """Where all are finished, say their numbers; those of the last are the run's."""
     for stage in stages:
         if runfolder.start_state(stage.folder) != "finished":
             return
         numbers = runfolder.read_json(stage.folder / "metrics.json")["trained"]["merged"]
         log.info("stage %s: mP@5 %.3f, R@1 %.3f", stage.name, numbers["mP@5"], numbers["R@1"])
+    replace_file(folder / "metrics.json", (stages[-1].folder / "metrics.json").read_bytes())
     runfolder.RunFolder(folder).mark("finished")

@@ -58,7 +58,7 @@ def take_head(
         return f"{said}; head: begins anew, there is no labels.parquet in {former.folder}"
     classes = warm_start.matched(known, labels["names"], labels["full"])
     anew = warm_start.take_head(head, former.state.parts["head"], classes, how, means)
-    return f"{said}; head: {classes}; begins anew: {', '.join([*anew, 'optimiser'])}"
+    return f"{said}; head: {classes}; not taken: {', '.join([*anew, 'optimiser'])}"
 
 
 def class_means(

@@ -79,6 +79,8 @@ def take_embedder(embedder: nn.Module, weights: Mapping[str, Tensor]) -> list[st
     """
     anew = []
     for part, module in embedder.named_children():
+        if part == "pool" and not any(p.requires_grad for p in module.parameters()):
+            continue  # a fixed exponent stands among the weights, but it is a setting
         given = {name[len(part) + 1 :]: w for name, w in weights.items() if name.startswith(f"{part}.")}
         given = resampled(module, given) if part == "backbone" else _kept_as_configured(module, given)
         if part != "backbone" and _shapes(module.state_dict()) != _shapes(given):
@@ -126,7 +128,7 @@ def _resampled(given: Tensor, own: Tensor, grid: tuple[int, int]) -> Tensor:
 def take_head(
     head: nn.Module, weights: Mapping[str, Tensor], classes: Classes, how: WarmStart, means: Means
 ) -> list[str]:
-    """Load what fits of a former head; return the names of the weights that begin anew.
+    """Load what fits of a former head; return the names that begin anew or have no place any more.
 
     Rows of classes follow their class. A new one starts as `how` says, as long as the former rows are on
     average: a head with a margin sees directions alone, and the longer a row is the slower it turns. Buffers
@@ -149,7 +151,7 @@ def take_head(
         found = means(classes.new) if how.new_classes == "class_mean" else None
         for name in rows:
             _fill_new(head.get_parameter(name), weights[name], classes, found)
-    return anew
+    return anew + sorted(weights.keys() - dict(head.named_parameters()).keys())
 
 
 def _is_listed(head: nn.Module, name: str) -> bool:
