@@ -86,7 +86,10 @@ class Output:
 
 @dataclass
 class Loss:
-    """`total` is differentiated; `scalars` are logged under their names."""
+    """`total` is differentiated; `scalars` are logged under their names.
+
+    A scalar of shape (2,) is a sum and its weight: their quotient over steps and ranks is logged.
+    """
 
     total: Tensor
     scalars: dict[str, float | Tensor] = field(default_factory=dict)
