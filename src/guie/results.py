@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guie import embeddings, report
+from guie import embeddings, report, safety
 from guie.durable import replace_file
 from guie.evaluate import Evaluation
 from guie.types import Embeddings
@@ -29,13 +29,16 @@ def write_results(
 ) -> None:
     """Write queries.parquet, metrics.json (with `facts`) and report.html, then print the table.
 
+    Where `facts` have the floors, metrics.json says what is below the frozen baseline.
+
     `found` are embeddings to keep in embeddings/<set>; `sets` give the report's galleries their pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, vectors in (found or {}).items():
         embeddings.save(vectors, folder / "embeddings" / name)
     evaluation.write_queries(folder / "queries.parquet")
-    numbers = {"trained": evaluation.metrics, **facts}
+    short = safety.shortfalls(evaluation.metrics, facts.get("floors", {}))
+    numbers = {"trained": evaluation.metrics, **facts, "below_frozen": [one._asdict() for one in short]}
     replace_file(folder / "metrics.json", (json.dumps(numbers, indent=1) + "\n").encode())
     report.write_report(folder, read_picture=_picture_reader(sets) if sets else None)
     report.print_table(numbers)

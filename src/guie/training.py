@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from guie import assembly, checkpoint, embed, results, runfolder, starting
+from guie import assembly, checkpoint, embed, results, runfolder, safety, starting
 from guie.bench import Bench
-from guie.build import build
+from guie.build import build, resolve
 from guie.datasets.manifest import Manifest
 from guie.errors import UserError
 from guie.train.distributed import Hardware, World
+from guie.train import trackers
 from guie.train.hooks import JsonLines, LogLines
 from guie.train.loop import Run, Settings, Summary, Task, fit
 from guie.train.progress import progress
@@ -36,6 +37,7 @@ class Data(NamedTuple):
 
     rows: Manifest
     asked: Mapping[str, Manifest]
+    leaks: Sequence[str] = ()
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Job:
     hardware: Hardware
     run: Run
     bench: Bench
+    leaks: Sequence[str] = ()
 
 
 def train(
@@ -96,12 +99,16 @@ def open_data(cfg: Mapping[str, Any], here: World) -> Data:
     Comes before the run folder is made, so that a mistake leaves none behind; settings are checked, too.
     """
     build(cfg["trainer"], where="trainer").check()
+    trackers.check(resolve(cfg["tracker"]["_target_"]))
     if cfg["ckpt"]:
         checkpoint.locate(Path(cfg["ckpt"]).expanduser(), "last")
     # The main process makes what is cached (drawn pictures, Arrow copies); then all read it.
     data = here.on_main(partial(assembly.manifests, cfg["dataset"], cfg["data_root"]))
     eval_sets = here.on_main(partial(assembly.manifests, cfg["eval_on"], cfg["data_root"], key="eval_on"))
-    return Data(assembly.training_rows(data), assembly.evaluation_rows(eval_sets))
+    rows, asked = assembly.training_rows(data), assembly.evaluation_rows(eval_sets)
+    trained = {name: manifest.split("train") for name, manifest in data.items()}
+    leaks = here.on_main(partial(safety.checked_leaks, trained, asked, cfg["leakage"]))
+    return Data(rows, asked, leaks)
 
 
 def prepare(
@@ -114,7 +121,9 @@ def prepare(
     keep: Init | None = None,
 ) -> Job:
     """Return the job: floors measured (once), embedder and head built, weights loaded."""
-    rows, asked = data
+    rows, asked, leaks = data
+    for leak in leaks:
+        log.warning("%s", leak)
     settings, hardware = build(cfg["trainer"], where="trainer"), build(cfg["hw"], where="hw")
     bench = assembly.bench(cfg, asked, here.device, notice, listed_in=folder)
     here.on_main(lambda: _measure_floors(cfg, folder, bench, here))
@@ -137,12 +146,12 @@ def prepare(
         optimizer,
         batches,
         loader.steps_per_epoch,
-        evaluate=lambda model, step: here.on_main(lambda: _evaluated(bench, model)),
+        evaluate=lambda model, step: here.on_main(lambda: _evaluated(bench, model, folder, step)),
         features=settings.cache_features,
         refit=partial(_refit, cfg, loader, folder, here, notice) if settings.refit_shrinkage else None,
     )
     run = _keeping(_run(cfg, folder, embedder, start, here), keep, settings, loader.steps_per_epoch)
-    return Job(cfg, folder, here, task, settings, hardware, run, bench)
+    return Job(cfg, folder, here, task, settings, hardware, run, bench, leaks)
 
 
 def _loader(cfg: Mapping[str, Any], rows: Manifest, embedder: Any, listed: Path, notice: Any) -> Any:
@@ -223,9 +232,14 @@ def _measure_floors(cfg: Mapping[str, Any], folder: Path, bench: Bench, here: Wo
         log.info("floors (mP@5, merged index): %s", shown)
 
 
-def _evaluated(bench: Bench, model: Any) -> dict[str, float]:
+def _evaluated(bench: Bench, model: Any, folder: Path, step: int) -> dict[str, float]:
     numbers = bench.evaluation(bench.embeddings(model)).metrics
+    floors = runfolder.read_json(folder / "floors.json")
+    if short := safety.shortfalls(numbers, floors):
+        log.warning("step %d: %s", step, safety.told(short))
     found = {name: numbers["merged"][name] for name in ("mP@5", "R@1")}
+    if frozen := floors.get(safety.FROZEN):
+        found["frozen_mP@5"] = frozen["merged"]["mP@5"]
     return found | {f"mP@5/{name}": numbers[name]["mP@5"] for name in bench.sets if len(bench.sets) > 1}
 
 
@@ -255,7 +269,7 @@ def _described(rows: Manifest, asked: Mapping[str, Manifest], embedder: Any, hea
 def _run(cfg: Mapping[str, Any], folder: Path, embedder: Any, start: str | None, here: World) -> Run:
     hooks = []
     if here.is_main:
-        tracker = build(cfg["tracker"], where="tracker", folder=str(folder))
+        tracker = build(cfg["tracker"], where="tracker", folder=str(folder), config=dict(cfg))
         steps = LogLines(logging.getLogger("guie.steps"))
         hooks = [JsonLines(folder / "metrics.jsonl"), progress(), steps, tracker]
     return Run(
@@ -286,6 +300,7 @@ def conclude(job: Job) -> None:
     found = job.bench.embeddings(embedder, job.folder)
     floors = runfolder.read_json(job.folder / "floors.json")
     facts = {"floors": floors, "space_id": meta["space_id"], "seed": job.cfg["seed"], "step": meta["step"]}
+    facts["leakage"] = list(job.leaks)
     evaluation = job.bench.evaluation(found)
     results.write_results(job.folder, evaluation, facts, found=found, sets=job.bench.sets)
     runfolder.RunFolder(job.folder).mark("finished")
