@@ -20,8 +20,8 @@ from guie.bench import Bench
 from guie.build import build, resolve
 from guie.datasets.manifest import Manifest
 from guie.errors import UserError
-from guie.train.distributed import Hardware, World
 from guie.train import trackers
+from guie.train.distributed import Hardware, World
 from guie.train.hooks import JsonLines, LogLines
 from guie.train.loop import Run, Settings, Summary, Task, fit
 from guie.train.progress import progress
