@@ -7,14 +7,16 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from guie.errors import UserError
 from guie.heads.centres import class_centres
 from guie.heads.fused import Additive, Rule, margin_softmax
 from guie.heads.labels import check_labels
 from guie.heads.margin import check_range, checked_rule, margin_loss
+from guie.heads.pairs import num_ranks
 from guie.heads.reduction import Reduction
+from guie.heads.sharded import of_all_ranks
 from guie.types import Batch, Loss, Output
 
 _HIDDEN = 64.0  # how far below 0 the target's logit is put to leave the sum over classes: e^-64
@@ -72,7 +74,8 @@ class AdaCos(nn.Module):
         scale = self.get_buffer("scale").clone()
         hidden = Rule(_Hidden(scale), scale, chunk=self.rule.chunk)
         found = margin_softmax(raw.to(self.weight.dtype), self.weight, labels, hidden)
-        others, cosines = _of_all_ranks(torch.stack([found.losses - _HIDDEN, found.cosine]))
+        columns = torch.stack([found.losses - _HIDDEN, found.cosine], 1)
+        others, cosines = (of_all_ranks(columns) if num_ranks() > 1 else columns).unbind(1)
         log_mean = others.logsumexp(0) - math.log(len(others))
         angle = cosines.acos().median().clamp_max(self.theta_zero)
         return (log_mean / angle.cos()).clamp_min(_LEAST)
@@ -87,12 +90,3 @@ class _Hidden:
     def __call__(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
         """Return values and slopes."""
         return torch.full_like(cosine, -_HIDDEN) / self.scale, torch.zeros_like(cosine)
-
-
-def _of_all_ranks(columns: Tensor) -> Tensor:
-    """Return `columns` (2, B) of every rank side by side (2, ranks * B)."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return columns
-    found = [torch.empty_like(columns) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(found, columns.contiguous())
-    return torch.cat(found, 1)
