@@ -1,5 +1,6 @@
 """Losses of pairs and triplets against loops written from the papers and against pytorch-metric-learning."""
 
+import numpy as np
 import pytest
 import torch
 from head_cases import batch_of, distance, equal_with_gradients, mean, output_of, random_case, reference_case
@@ -218,6 +219,16 @@ def test_proxies_refuse_a_label_that_has_none():
         ProxyAnchor(num_classes=3, embed_dim=6).double()(output_of(raw), batch_of(labels))
 
 
+FACTS = {
+    "num_classes": 4,
+    "embed_dim": 6,
+    "feature_dim": 6,
+    "class_counts": np.full(4, 3),
+    "class_domains": np.zeros(4, np.int64),
+    "domain_names": ["one"],
+}
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -228,15 +239,18 @@ def test_proxies_refuse_a_label_that_has_none():
         ["head=proxy_anchor"],
         ["head=contrastive_memory", "head.head.by=label", "head.size=24"],
         ["head=multi_similarity_memory", "head.size=24"],
+        ["head=supcon_memory", "head.size=24"],
+        ["head=arcface_supcon_memory", "head.heads.memory.size=24"],
     ],
     ids=" ".join,
 )
 def test_every_config_is_built_and_parts_the_classes(overrides):
-    head = build(composed("train", overrides)["head"], num_classes=4, embed_dim=6, feature_dim=6).double()
+    torch.manual_seed(0)
+    head = build(composed("train", overrides)["head"], **FACTS).double()
     raw, labels = random_case()
     optimizer = torch.optim.Adam([raw, *head.parameters()], lr=0.05)
     before = margin_between(raw, labels)
-    for _ in range(10):
+    for _ in range(20):
         loss = head(output_of(raw), batch_of(labels))
         optimizer.zero_grad()
         loss.total.backward()
