@@ -17,7 +17,7 @@ class CrossBatchMemory(nn.Module):
 
     The batch is stored first and then compared with all that is stored, itself included, but no picture with
     itself. What is stored gives no gradient. Before optimiser step `start_step` the head sees the batch
-    alone, while the queue already fills: early vectors drift too fast to be of use (their section 4.1).
+    alone, while the queue already fills: early vectors drift too fast to be of use.
 
     A label has to mean the same for as long as the queue remembers. `by="id"` of the inner head sees to that
     where pictures are their own classes: an id is the row of the data and does not change between epochs.
@@ -27,8 +27,8 @@ class CrossBatchMemory(nn.Module):
     pairs show only how far the weights have moved. Views of it in the same batch count either way.
 
     Every rank holds the same queue, filled in the order of ranks, in buffers: it is part of the checkpoint
-    and may be taken up by another number of ranks. In evaluation mode the head sees the batch alone and
-    nothing is stored.
+    and may be taken up by another number of ranks. A micro-batch is stored as a batch is. In evaluation mode
+    the head sees the batch alone and nothing is stored.
     """
 
     vectors: Tensor

@@ -3,7 +3,7 @@
 Under DDP every rank gathers the vectors and labels of all ranks, in the order of ranks, and forms the loss of
 the whole batch. Only its own vectors carry gradient, multiplied by the number of ranks, so that DDP's mean
 equals one process with the whole batch, also for weights that the head owns. Ranks must hold equally many
-pictures.
+pictures. With `trainer.accumulate` each micro-batch is compared within itself.
 
 Shapes: B pictures of all ranks, R what they are compared with (the batch itself, or a memory), D width.
 """
