@@ -27,6 +27,9 @@ from guie.config.schema import COMMANDS, PATH_KEYS, choices, register
 from guie.errors import UserError
 
 # (overrides of each job, folder named or None, slots) -> exit code
+# What Hydra, OmegaConf and the YAML of a preset raise for what a person wrote.
+MISTAKES = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+
 Sweep = Callable[[list[list[str]], str | None, list[list[int]]], int]
 
 
@@ -66,7 +69,7 @@ def enter(command: str, run: Callable[[dict[str, Any]], None], sweep: Sweep | No
             hydra.main(version_base=None, config_path=str(directory()), config_name=command)(job)()
         if refused:
             raise refused[0]
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, *MISTAKES) as error:
         if os.environ.get("GUIE_DEBUG"):
             traceback.print_exc()
         print(f"guie-{command}: {explain(error)}", file=sys.stderr)
@@ -132,7 +135,7 @@ def composed(command: str, overrides: list[str], folders: list[Path] | None = No
     try:
         with hydra.initialize_config_dir(str(directory()), version_base=None):
             return with_stages(command, checked(command, hydra.compose(command, whole)), whole, of_stages)
-    except (HydraException, OmegaConfBaseException) as error:
+    except MISTAKES as error:
         raise UserError(explain(error)) from error
 
 
@@ -161,7 +164,7 @@ def _stage(command: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         cfg = hydra.compose(command, [*map(rewrite, overrides), "++stages=null", "++only=null"])
         return checked(command, cfg)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, *MISTAKES) as error:
         raise UserError(f"stages.{name}.{explain(error)}") from error
 
 
@@ -233,6 +236,9 @@ def explain(error: BaseException) -> str:
     """Return one line for an error of ours, Hydra's or OmegaConf's: key, value, what is accepted."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: {error.problem or error.context}; accepted: YAML"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
