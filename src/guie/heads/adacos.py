@@ -20,7 +20,7 @@ from guie.heads.sharded import of_all_ranks
 from guie.types import Batch, Loss, Output
 
 _HIDDEN = 64.0  # how far below 0 the target's logit is put to leave the sum over classes: e^-64
-_LEAST = 0.01
+_LEAST = 0.01  # of the scale: it would fall below 0 where all other classes lie opposite
 
 
 class AdaCos(nn.Module):

@@ -53,6 +53,7 @@ class LSoftmax(nn.Module):
 
     def at_step(self, step: int, steps: int, steps_per_epoch: int) -> None:
         """Take the beta of `step`."""
+        del steps, steps_per_epoch
         self.mixed_in = max(self.least_beta, self.beta * self.decay**step)
 
     def forward(self, output: Output, batch: Batch) -> Loss:

@@ -75,6 +75,7 @@ class ByEpoch(nn.Module):
 
     def at_step(self, step: int, steps: int, steps_per_epoch: int) -> None:
         """Take the share of the epoch that `step` lies in."""
+        del steps
         done = min(step // steps_per_epoch / self.epochs, 1.0)
         self.share = self.first + (1 - self.first) * done
 
