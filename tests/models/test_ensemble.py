@@ -12,7 +12,7 @@ from guie.models.backbones import Timm
 from guie.models.embedder import Embedder
 from guie.models.ensemble import Ensemble
 from guie.models.necks import Identity
-from guie.models.pooling import CLS, Average, GeM
+from guie.models.pooling import CLS, MAC, Average, GeM
 from guie.types import Preprocess
 
 
@@ -110,6 +110,14 @@ def test_a_frozen_ensemble_neither_learns_nor_moves_and_weights_are_part_of_the_
     assert not frozen(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).z.requires_grad
     assert all(torch.equal(value, before[key]) for key, value in frozen.state_dict().items())
     assert space_id(frozen) == space_id(model(1.0)) != space_id(model(0.5))
+
+
+def test_other_poolings_and_ways_to_join_are_other_spaces():
+    def name(pool, mode="concat"):
+        model = Ensemble(toys(second_width=5), {"a": pool}, mode=mode)
+        return space_id(Embedder(model, GeM(), Identity(in_dim=model.out_dim)))
+
+    assert len({name(Average()), name(MAC()), name(MAC(), "mean")}) == 3
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,18 @@ def test_offline_weights_are_refused_with_the_cure(monkeypatch, target):
         Timm("resnet10t") if target == "timm" else OpenClip("ViT-B-32-quickgelu", "openai")
 
 
+def test_a_member_of_an_ensemble_is_named_with_the_cure_too(monkeypatch):
+    def no_network(*_, **__):
+        raise OSError("no route to host")
+
+    (path,) = [path for path in paths("backbone") if path.stem == "ensemble_clip_dinov2"]
+    monkeypatch.setattr("open_clip.create_model", no_network)
+    with pytest.raises(
+        UserError, match=r"'laion2b_s32b_b82k' for 'ViT-L-14' cannot be had .*give a local file"
+    ):
+        building.build(node(path))
+
+
 def test_an_unexpected_failure_is_not_hidden(monkeypatch):
     monkeypatch.setattr("timm.create_model", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):

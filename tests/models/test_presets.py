@@ -29,7 +29,8 @@ def tiny_towers(tmp_path_factory):
 
 def models(found):
     """Return the nodes of single models in a node."""
-    return list(found["members"].values()) if "members" in found else [found]
+    nested = [part for value in found.values() if isinstance(value, dict) for part in models(value)]
+    return nested or [found]
 
 
 @pytest.mark.parametrize("name", BACKBONES)

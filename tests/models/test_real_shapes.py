@@ -30,6 +30,7 @@ WIDTHS = {
     "vit_large_dinov3": 1024,
     "ensemble_clip_b32": 3 * 512,
     "ensemble_clip_dinov2": 768 + 1024,
+    "clip_vit_b32_transformer": 2 * 768,
 }
 OTHERS = [path.stem for path in paths("backbone") if path.stem not in WIDTHS]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -71,6 +72,7 @@ class Ensemble(nn.Module):
         )
         factors = [float((weights or {}).get(name, 1.0)) for name in members]
         self.register_buffer("factors", torch.tensor(factors))
+        self.register_buffer("recipe", _digest(mode, self.members))
         self.mode = mode
         self.kind, self.prefix_tokens = "vector", 0
         self.out_dim = _width({name: member.out_dim for name, member in members.items()}, mode)
@@ -91,6 +93,13 @@ def _check_names(members: Mapping[str, Any], pools: Mapping[str, Any], weights: 
         for name in given:
             if name not in members:
                 raise UserError(f"backbone.{key}.{name}: no such member; accepted: {', '.join(members)}")
+
+
+def _digest(mode: str, members: nn.ModuleDict) -> Tensor:
+    """Return a number () for what the weights do not show: how members are pooled, sized and put together."""
+    parts = [f"{name} {type(member.pool).__name__} {member.size_px}" for name, member in members.items()]
+    digest = hashlib.sha256(" ".join([mode, *parts]).encode()).digest()
+    return torch.tensor(int.from_bytes(digest[:7], "big"))
 
 
 def _width(widths: Mapping[str, int], mode: str) -> int:

@@ -22,6 +22,8 @@ class GeM(nn.Module):
     each has its own p. Computed in at least float32.
     """
 
+    eval_p: Tensor | None
+
     def __init__(
         self,
         p: float = 3.0,
