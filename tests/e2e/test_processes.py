@@ -138,9 +138,10 @@ def test_a_signal_to_the_launcher_saves_and_ends_with_143(tmp_path, drawn):
     endless = ["trainer.epochs=5000", "trainer.eval_every=0", "trainer.save_every=0", "trainer.log_every=1"]
     places = [f"data_root={drawn}", f"run_dir={tmp_path / 'run'}", "device=cpu", "launch.processes=2"]
     process = subprocess.Popen(guie_train(*TINY, *endless, *places), stderr=subprocess.DEVNULL)
+    measured = tmp_path / "run" / "metrics.jsonl"
     try:
         begun = time.monotonic()
-        while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() - begun < 250:
+        while not (measured.exists() and measured.read_text()) and time.monotonic() - begun < 250:
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
