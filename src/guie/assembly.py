@@ -10,6 +10,7 @@ from guie.build import build
 from guie.datasets.known import refuse_other
 from guie.datasets.manifest import Manifest, concatenate
 from guie.errors import UserError
+from guie.launch import available_cores, ranks_here
 from guie.side import SIDE_DIM, side_inputs
 
 EVALUATED = ("query", "index", "test")
@@ -91,6 +92,15 @@ def class_facts(rows: Manifest, num_classes: int) -> dict[str, Any]:
     }
 
 
+def sampler(cfg: Mapping[str, Any], rows: Manifest) -> Any:
+    """Return which rows make the batch of a step; with orientations of its pictures, which of those."""
+    from guie.data.loader import sampler_facts
+
+    facts = sampler_facts(rows, orientations=cfg["augment"].get("orientations", 1))
+    batch_size = build(cfg["trainer"], where="trainer").batch_size
+    return build(cfg["sampler"], where="sampler", batch_size=batch_size, seed=cfg["seed"], **facts)
+
+
 def loader(
     cfg: Mapping[str, Any],
     rows: Manifest,
@@ -100,21 +110,18 @@ def loader(
     progress: Callable[[int, int], None] | None = None,
 ) -> Any:
     """Return the loader of training batches: sampler, augmentation, decoded-pixel cache where it is used."""
-    from guie.data.loader import sampler_facts, train_loader
+    from guie.data.loader import train_loader
     from guie.data.sizes import original_sizes
 
     orientations = cfg["augment"].get("orientations", 1)
-    facts = sampler_facts(rows, orientations=orientations)
-    settings = build(cfg["trainer"], where="trainer")
-    batch_size = settings.batch_size
-    sampler = build(cfg["sampler"], where="sampler", batch_size=batch_size, seed=cfg["seed"], **facts)
-    num_steps = settings.num_steps(sampler.steps_per_epoch)
+    chosen = sampler(cfg, rows)
+    num_steps = build(cfg["trainer"], where="trainer").num_steps(chosen.steps_per_epoch)
     augment = build(
         cfg["augment"], where="augment", preprocess=preprocess, num_steps=num_steps, pictures=rows
     )
     return train_loader(
         rows,
-        sampler,
+        chosen,
         augment,
         preprocess=preprocess,
         seed=cfg["seed"],
@@ -138,13 +145,14 @@ def mixup(settings: Any, num_steps: int, seed: int) -> Any:
 
 
 def workers(cfg: Mapping[str, Any], augment: Any) -> int:
-    """Return how many processes decode: as configured, else none for cached pictures and all but one core."""
-    import os
+    """Return how many processes decode: as configured, else none for cached pictures and all but one core.
 
+    Ranks of one machine share its cores.
+    """
     wanted = cfg["hw"]["workers"]
     if wanted is not None:
         return int(wanted)
-    return 0 if augment.stage == "batch" else max(0, (os.cpu_count() or 1) - 1)
+    return 0 if augment.stage == "batch" else max(0, available_cores() // ranks_here() - 1)
 
 
 def cache_folder(cfg: Mapping[str, Any]) -> Path:
@@ -172,7 +180,7 @@ def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
     folder = checkpoint.locate(Path(path).expanduser(), "last")
     state = checkpoint.read(folder)
     cfg = dict(state.meta["config"])
-    cfg["backbone"] = _without_weights(cfg["backbone"])  # they come from the checkpoint
+    cfg["backbone"] = without_weights(cfg["backbone"])  # they come from the checkpoint
     made = embedder(cfg)
     stated: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
@@ -183,9 +191,9 @@ def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
     return made.eval(), state.meta
 
 
-def _without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a backbone's node whose pretrained weights, and those of an ensemble's members, stay away."""
-    inner = {key: _without_weights(item) for key, item in node.items() if isinstance(item, Mapping)}
+def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a node whose pretrained weights, and those of an ensemble's members, stay away."""
+    inner = {key: without_weights(item) for key, item in node.items() if isinstance(item, Mapping)}
     return {**node, **inner, **({"pretrained": False} if "pretrained" in node else {})}
 
 

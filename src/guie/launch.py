@@ -221,6 +221,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def ranks_here(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many ranks of the run are on this machine, by torchrun's variable or srun's."""
+    if "LOCAL_WORLD_SIZE" in environment:
+        return max(1, _number(environment, "LOCAL_WORLD_SIZE"))
+    tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))  # 4(x2),3: 4, 4 and 3
+    return int(tasks.group()) if tasks and placement(environment).size > 1 else 1
+
+
 def available_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -1,0 +1,262 @@
+"""What a run would cost, said before anything costs: `guie-train dry_run=true`.
+
+Nothing is downloaded, decoded, trained or written (but for what opening the data caches): the model is built
+with whatever its memory holds, and its activations are counted on tensors that have a shape and no content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# What torch.compile traces with: shapes, dtypes and storages as on the CPU, without their memory. It has no
+# public name yet; meta tensors do not know autocast.
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from guie import assembly, training
+from guie.build import build
+from guie.data.sampling import rank_slots
+from guie.train.average import average_of
+from guie.train.distributed import World, pick_device, precision
+from guie.train.freezing import Freezer, frozen_parts
+from guie.train.model import TrainedModel
+from guie.train.settings import Settings
+from guie.types import Batch, Output
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Parameters (learning, frozen) by part; bytes of one rank by kind; bytes of a checkpoint."""
+
+    parameters: dict[str, tuple[int, int]]
+    memory: dict[str, int]
+    checkpoint: int
+    counted: str
+
+
+def described(cfg: Mapping[str, Any], ranks: int) -> str:
+    """Return what there is to say of a run on `ranks` processes, of several stages one after the other.
+
+    Raises UserError for what would end the run before its first step.
+    """
+    if cfg.get("staged"):
+        stages = cfg["staged"].items()
+        return "\n\n".join(f"stage {name}\n{described(stage, ranks)}" for name, stage in stages)
+    cfg = assembly.without_weights(cfg)  # a download is one of the costs
+    data = training.open_data(cfg, World())
+    settings = build(cfg["trainer"], where="trainer")
+    sampler = assembly.sampler(cfg, data.rows)
+    slots = rank_slots(settings.batch_size, 0, ranks, settings.accumulate)
+    costs = measured(cfg, data.rows, sampler, slots.shape[1])
+    lines = [*_said_of_data(data), *_said_of_steps(settings, sampler, ranks, slots.shape[1])]
+    return "\n".join([*lines, *_said_of_costs(costs, settings)])
+
+
+def measured(cfg: Mapping[str, Any], rows: Any, sampler: Any, micro_batch: int) -> Costs:
+    """Return what the model needs for a micro-batch of one rank, at the step at which most of it learns."""
+    settings = build(cfg["trainer"], where="trainer")
+    num_classes = rows.num_classes * cfg["augment"].get("orientations", 1)
+    with unfilled():
+        embedder = assembly.embedder(cfg)
+        head = assembly.head(cfg, embedder, rows, num_classes)
+    dtype = precision(cfg["hw"]["precision"], pick_device(cfg["device"]))
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    labels = _labels(rows, sampler, cfg["augment"].get("orientations", 1))[:micro_batch]
+    of_head, counted = _kept_by_head(head, embedder, labels)
+    hollow(embedder, mode), hollow(head, mode)
+    with mode:
+        optimizer = build(cfg["optim"], where="optim", embedder=embedder, head=head)
+        learns = [p for group in optimizer.param_groups for p in group["params"]]
+        freezer = Freezer(embedder, head, settings, learns, settings.cache_features)
+        freezer.freeze(frozen_parts(settings, 10**9, 10**9))
+        trained = TrainedModel(embedder, head, dtype, settings.cache_features)
+        batch = _batch(embedder, micro_batch, settings.cache_features)
+        of_embedder = _kept_by_embedder(trained.train(), batch, dtype, settings.cache_features)
+        state = _optimizer_bytes(optimizer, learns)
+        average = average_of(embedder, settings)
+        averaged = _bytes(average.average.values()) if average else 0
+    parts = {"backbone": embedder.backbone, "pool": embedder.pool, "neck": embedder.neck, "head": head}
+    weights = _bytes([*trained.state_dict().values()])
+    memory = {
+        "weights": weights,
+        "gradients": _bytes(p for p in trained.parameters() if p.requires_grad),
+        "optimiser": state,
+        "average": averaged,
+        "activations": of_embedder + of_head,
+        "batch": batch.numel() * batch.element_size(),
+    }
+    counted += f" on a micro-batch of {micro_batch}, {str(dtype or torch.float32).removeprefix('torch.')}"
+    return Costs({n: _parameters(m) for n, m in parts.items()}, memory, weights + state + averaged, counted)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new tensors as they are found: random numbers for a billion weights take half a minute."""
+
+    _fills = (Tensor.normal_, Tensor.uniform_, Tensor.erfinv_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self._fills or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Build modules without drawing their weights, and leave torch's generator as it was."""
+    with torch.random.fork_rng(devices=[]), _Unfilled():
+        yield
+
+
+def hollow(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Replace, in place, each parameter and buffer by one of its shape without content."""
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None:
+                fake = mode.from_tensor(value.detach())
+                part._parameters[name] = nn.Parameter(fake, requires_grad=value.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = mode.from_tensor(buffer)
+
+
+class Kept:
+    """Counts the bytes that autograd keeps for the backward pass, each storage once, but for those `own`."""
+
+    def __init__(self, own: Iterator[Tensor]) -> None:
+        self._own = {tensor.untyped_storage()._cdata for tensor in own}
+        self._found: dict[int, Tensor] = {}  # held, so that no storage is taken for a former one
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Note a tensor that is kept."""
+        key = tensor.untyped_storage()._cdata
+        if key not in self._own:
+            self._found[key] = tensor
+        return tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Return how many bytes were kept."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._found.values())
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what is kept inside of the block."""
+        with torch.autograd.graph.saved_tensors_hooks(self, lambda tensor: tensor):
+            yield
+
+
+def _batch(embedder: Any, size: int, features: bool) -> Tensor:
+    if features:
+        return torch.empty(size, embedder.backbone.out_dim)
+    return torch.empty(size, 3, *embedder.preprocess.size_px, dtype=torch.uint8)
+
+
+def _kept_by_embedder(trained: Any, batch: Tensor, dtype: torch.dtype | None, features: bool) -> int:
+    run = trained.embedder.from_features if features else trained.embedder
+    kept = Kept(iter([*trained.parameters(), *trained.buffers(), batch]))
+    side = {"side": torch.empty(len(batch), trained.embedder.side_dim)} if trained.embedder.side_dim else {}
+    with kept.counting(), torch.autocast("cpu", dtype, enabled=dtype is not None):
+        output = run(batch, **side)
+    del output
+    return kept.num_bytes
+
+
+def _kept_by_head(head: nn.Module, embedder: Any, labels: np.ndarray) -> tuple[int, str]:
+    """Return what a real head keeps of real vectors, and how it was counted: heads look at their labels."""
+    size = len(labels)
+    raw = torch.randn(size, embedder.neck.embed_dim, requires_grad=True)
+    feature = torch.randn(size, embedder.backbone.out_dim)
+    given = torch.from_numpy(labels)
+    batch = Batch(_batch(embedder, size, False).zero_(), given, torch.zeros_like(given), torch.arange(size))
+    kept = Kept(iter([*head.parameters(), *head.buffers(), raw, feature]))
+    try:
+        with kept.counting():
+            head(Output(feature, None, raw, nn.functional.normalize(raw, dim=1)), batch)
+    except Exception as error:
+        return 0, f"counted (without the head: {' '.join(str(error).split())[:80]})"
+    return kept.num_bytes, "counted"
+
+
+def _labels(rows: Any, sampler: Any, orientations: int) -> np.ndarray:
+    """Return the class ids of the first batch."""
+    row, orientation = np.divmod(sampler.batch(0), orientations)
+    return rows.labels[row] * orientations + orientation
+
+
+def _optimizer_bytes(optimizer: Any, learns: list[nn.Parameter]) -> int:
+    """Return the size of the optimiser's state after a step, of those that learn."""
+    for parameter in learns:
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    state = optimizer.state_dict()["state"].values()
+    found = _bytes(value for entry in state for value in entry.values() if isinstance(value, Tensor))
+    optimizer.zero_grad(set_to_none=True)
+    return found
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _parameters(module: nn.Module) -> tuple[int, int]:
+    learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return learning, sum(p.numel() for p in module.parameters()) - learning
+
+
+def _said_of_data(data: training.Data) -> list[str]:
+    rows = data.rows
+    counts = np.bincount(rows.labels)
+    spread = f"{counts.min():,} to {counts.max():,} each, median {np.median(counts):,.0f}"
+    lines = [_line("pictures", f"{len(rows):,} of {rows.num_classes:,} classes ({spread})")]
+    for number, name in enumerate(rows.domain_names):
+        own = rows.labels[rows.domains == number]
+        lines.append(_line("", f"{name or 'no domain'}: {len(own):,} of {len(np.unique(own)):,} classes"))
+    for name, asked in data.asked.items():
+        splits = asked.splits
+        roles = [
+            f"{np.isin(splits, [s, 'test']).sum():,} {w}" for s, w in (("query", "ask"), ("index", "answer"))
+        ]
+        size = (
+            f"{len(asked):,} pictures of {asked.num_classes:,} classes in {len(asked.domain_names)} domains"
+        )
+        lines.append(_line("evaluation", f"{name}: {size}; {', '.join(roles)}"))
+    return [*lines, *(_line("WARNING", leak) for leak in data.leaks)]
+
+
+def _said_of_steps(settings: Settings, sampler: Any, ranks: int, micro_batch: int) -> list[str]:
+    each = sampler.steps_per_epoch
+    steps = settings.num_steps(each)
+    cut = f"{ranks} ranks x {settings.accumulate} micro-batches x {micro_batch}"
+    return [
+        _line("steps", f"{steps:,}: {steps / each:g} epochs of {each:,}"),
+        _line("batch", f"{settings.batch_size:,} = {cut}"),
+    ]
+
+
+def _said_of_costs(costs: Costs, settings: Settings) -> list[str]:
+    lines = []
+    for name, (learning, frozen) in costs.parameters.items():
+        lines.append(_line("" if lines else "parameters", f"{name}: {learning:,} learn, {frozen:,} frozen"))
+    total = sum(costs.memory.values())
+    lines.append(_line("memory", f"{_size(total)} per rank at least, estimated"))
+    lines.append(_line("", ", ".join(f"{name} {_size(size)}" for name, size in costs.memory.items() if size)))
+    lines.append(_line("", f"activations {costs.counted}; a kernel's own workspace comes on top"))
+    kept = f"the last {settings.keep} and the best are kept"
+    return [*lines, _line("checkpoint", f"{_size(costs.checkpoint)}, {kept}")]
+
+
+def _line(name: str, said: str) -> str:
+    return f"{name:<12}{said}"
+
+
+def _size(num_bytes: int) -> str:
+    """Return a size as people read it: 1.2 GiB, 340 MiB."""
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
