@@ -25,7 +25,7 @@ from guie.train.distributed import World
 from guie.train.optim import adamw
 from guie.train.sam import sam
 from guie.train.task import Task
-from guie.types import Preprocess
+from guie.types import Batch, Output, Preprocess
 
 FACTS = {"num_classes": CLASSES, "embed_dim": DIM}
 
@@ -105,6 +105,33 @@ def two_ranks_and_one_agree(heads, folder, **changes):
 
 def test_two_ranks_equal_one_process_with_the_whole_batch(tmp_path):
     two_ranks_and_one_agree(HEADS, tmp_path)
+
+
+def logged_and_kept(head, share):
+    """Return loss and mean positive cosine of two steps, and the largest tensor kept for the gradient."""
+    found, kept = [], []
+    for step in range(2):
+        draw = torch.Generator().manual_seed(step)
+        raw = torch.randn(64, DIM, generator=draw, dtype=torch.float64)[share].requires_grad_()
+        labels = torch.randint(0, 9, (64,), generator=draw)[share]
+        output = Output(raw, None, raw, nn.functional.normalize(raw, dim=1))
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            loss = head(output, Batch(raw, labels, labels, labels))
+        found.append(torch.stack([loss.scalars["loss"], loss.scalars["positive_cosine"]]))
+    return torch.stack(found), max(kept)
+
+
+def test_ranks_divide_the_pairs_and_what_they_log_averages_to_that_of_one_process(tmp_path):
+    logged, kept = logged_and_kept(memory(SupCon(), 200).double(), slice(None))
+    assert kept == 64 * 200
+
+    def compare(world):
+        share = slice(32 * world.rank, 32 * world.rank + 32)
+        mine, kept = logged_and_kept(memory(SupCon(), 200).double(), share)
+        torch.testing.assert_close(world.mean(mine), logged)
+        assert kept == 32 * 200
+
+    assert run_ranks(2, compare, tmp_path) == [0, 0], logs(tmp_path)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guie.errors import UserError
-from guie.heads.pairs import Pairs, Pairwise, log_one_plus_sum, mean_of_nonzero
+from guie.heads.pairs import Mean, Pairs, Pairwise, log_one_plus_sum, mean_of_nonzero
 
 
 class Contrastive(Pairwise):
@@ -28,12 +28,12 @@ class Contrastive(Pairwise):
             raise UserError(f"head.positive_margin: {received}; accepted: 0 <= positive < negative <= 2")
         self.positive_margin, self.negative_margin = positive_margin, negative_margin
 
-    def loss(self, pairs: Pairs) -> Tensor:
-        """Return the sum of both means."""
+    def means(self, pairs: Pairs) -> list[Mean]:
+        """Return the means over positive and over negative pairs."""
         distances = pairs.distances()
         pull = (distances - self.positive_margin).relu().masked_fill(~pairs.positive, 0)
         push = (self.negative_margin - distances).relu().masked_fill(~pairs.negative, 0)
-        return mean_of_nonzero(pull) + mean_of_nonzero(push)
+        return [mean_of_nonzero(pull), mean_of_nonzero(push)]
 
 
 class SupCon(Pairwise):
@@ -50,7 +50,7 @@ class SupCon(Pairwise):
             raise UserError(f"head.temperature: {temperature} received; accepted: above 0 (0.1 is usual)")
         self.temperature = temperature
 
-    def loss(self, pairs: Pairs) -> Tensor:
+    def means(self, pairs: Pairs) -> list[Mean]:
         """Return the mean over rows (B,) that have a positive pair."""
         counted = pairs.positive | pairs.negative
         least = torch.finfo(pairs.cosines.dtype).min  # -inf would give a row without pairs a NaN
@@ -58,7 +58,7 @@ class SupCon(Pairwise):
         log_share = logits - logits.logsumexp(1, keepdim=True)
         count = pairs.positive.sum(1)
         losses = -log_share.masked_fill(~pairs.positive, 0).sum(1) / count.clamp_min(1)
-        return losses.sum() / (count > 0).sum().clamp_min(1)
+        return [Mean(losses.sum(), (count > 0).sum())]
 
 
 class MultiSimilarity(Pairwise):
@@ -79,12 +79,13 @@ class MultiSimilarity(Pairwise):
         super().__init__(by)
         self.alpha, self.beta, self.base, self.epsilon = alpha, beta, base, epsilon
 
-    def loss(self, pairs: Pairs) -> Tensor:
+    def means(self, pairs: Pairs) -> list[Mean]:
         """Return the mean over rows (B,)."""
         positive, negative = self._mined(pairs)
         pull = log_one_plus_sum(self.alpha * (self.base - pairs.cosines), positive) / self.alpha
         push = log_one_plus_sum(self.beta * (pairs.cosines - self.base), negative) / self.beta
-        return (pull + push).mean()
+        losses = pull + push
+        return [Mean(losses.sum(), torch.ones_like(losses, dtype=torch.int64).sum())]
 
     def _mined(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         if self.epsilon is None:

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from guie.errors import UserError
-from guie.heads.pairs import Pairs, Pairwise, gathered, measured, shared, within
+from guie.heads.pairs import (
+    Pairs,
+    Pairwise,
+    at_least_float32,
+    gathered,
+    measured,
+    rank,
+    shared,
+    within,
+)
 from guie.types import Batch, Loss, Output
 
 
@@ -27,8 +36,9 @@ class CrossBatchMemory(nn.Module):
     pairs show only how far the weights have moved. Views of it in the same batch count either way.
 
     Every rank holds the same queue, filled in the order of ranks, in buffers: it is part of the checkpoint
-    and may be taken up by another number of ranks. A micro-batch is stored as a batch is. In evaluation mode
-    the head sees the batch alone and nothing is stored.
+    and may be taken up by another number of ranks. Each compares its own pictures with it and they add up
+    their sums, so that cost and memory of the pairs are divided by the ranks. A micro-batch is stored as a
+    batch is. In evaluation mode the head sees the batch alone and nothing is stored.
     """
 
     vectors: Tensor
@@ -72,7 +82,8 @@ class CrossBatchMemory(nn.Module):
             places = self._store(z.detach(), columns) if self.training else None
             if places is None or not self._counts:
                 return measured(self.head, within(z, shared(columns, self.head.by)))
-            return measured(self.head, self._pairs(z, columns, places))
+            pairs = self._pairs(at_least_float32(output.z), columns, places)
+            return measured(self.head, pairs, ranks=len(columns) // len(output.z))
 
     @torch.no_grad()
     def _store(self, z: Tensor, columns: Tensor) -> Tensor:
@@ -86,11 +97,13 @@ class CrossBatchMemory(nn.Module):
         return places
 
     def _pairs(self, z: Tensor, columns: Tensor, places: Tensor) -> Pairs:
-        """Return the pairs of the batch with the queue (B, size); empty places are neither."""
+        """Return the pairs of this rank's pictures (B / ranks) with the queue; empty places are neither."""
+        own = slice(rank() * len(z), (rank() + 1) * len(z))
+        columns, itself = columns[own], places[own]
         stored = torch.arange(self.size, device=z.device) < self.num_stored
         ours, theirs = (shared(held, self.head.by) for held in (columns, self.columns))
         same = ours[:, None] == theirs[None, :]
-        counted = stored.expand_as(same).scatter(1, places[:, None], False)
+        counted = stored.expand_as(same).scatter(1, itself[:, None], False)
         if self.same_id == "drop":
             earlier = torch.ones_like(stored).index_fill(0, places, False)
             counted = counted & ~((columns[:, 1:] == self.columns[None, :, 1]) & earlier)

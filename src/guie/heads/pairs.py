@@ -40,8 +40,16 @@ class Pairs:
         return torch.where(apart, square, 1).sqrt().where(apart, 0)
 
 
+@dataclass(frozen=True)
+class Mean:
+    """A sum () and over how many it is averaged, () int64, so that ranks may add theirs."""
+
+    sum: Tensor
+    count: Tensor
+
+
 class Pairwise(nn.Module):
-    """A head whose loss is a function of pairs, `loss(pairs) -> ()`.
+    """A head whose loss is a sum of means over pairs, rows or triplets, `means(pairs)`.
 
     `by` says what two pictures share to be a positive pair: "label", or "id" for the views of one picture.
     """
@@ -52,8 +60,8 @@ class Pairwise(nn.Module):
             raise UserError(f"head.by: {by!r} received; accepted: label, id")
         self.by: By = by
 
-    def loss(self, pairs: Pairs) -> Tensor:
-        """Return the loss of pairs (B, R) in their own dtype."""
+    def means(self, pairs: Pairs) -> list[Mean]:
+        """Return what the loss of pairs (B, R) is the sum of, in their own dtype; rows add up."""
         raise NotImplementedError
 
     def forward(self, output: Output, batch: Batch) -> Loss:
@@ -63,12 +71,20 @@ class Pairwise(nn.Module):
             return measured(self, within(z, shared(columns, self.by)))
 
 
-def measured(head: Pairwise, pairs: Pairs) -> Loss:
-    """Return the head's loss of `pairs` with what is logged of it."""
-    total = head.loss(pairs)
+def measured(head: Pairwise, pairs: Pairs, ranks: int = 1) -> Loss:
+    """Return the head's loss of `pairs` with what is logged of it; a mean over nothing is 0.
+
+    With `ranks` above 1 the rows are this rank's share: sums are multiplied by `ranks` and divided by the
+    counts of all, so that the mean of the ranks' losses, and of their gradients, is the loss of the whole.
+    """
     cosines = pairs.cosines.detach().masked_fill(~pairs.positive, 0)
-    mean_positive = cosines.sum() / pairs.positive.sum().clamp_min(1)
-    return Loss(total, {"loss": total.detach(), "positive_cosine": mean_positive})
+    found = [*head.means(pairs), Mean(cosines.sum(), pairs.positive.sum())]
+    counts = torch.stack([mean.count for mean in found])
+    if ranks > 1:
+        distributed.all_reduce(counts)
+    means = ranks * torch.stack([mean.sum for mean in found]) / counts.clamp_min(1)
+    total = means[:-1].sum()
+    return Loss(total, {"loss": total.detach(), "positive_cosine": means[-1].detach()})
 
 
 def within(z: Tensor, keys: Tensor) -> Pairs:
@@ -84,19 +100,24 @@ def shared(columns: Tensor, by: By) -> Tensor:
 
 def gathered(z: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor]:
     """Return vectors (B, D), at least float32, and columns (B, n) of all ranks, in the order of ranks."""
-    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+    z = at_least_float32(z)
     stacked = torch.stack([column.to(z.device) for column in columns], 1)
     ranks = num_ranks()
     if ranks == 1:
         return z, stacked
     vectors = _all_ranks(z.detach())
-    vectors[distributed.get_rank()] = z + (ranks - 1) * (z - z.detach())
+    vectors[rank()] = z + (ranks - 1) * (z - z.detach())
     return torch.cat(vectors), torch.cat(_all_ranks(stacked))
 
 
-def mean_of_nonzero(losses: Tensor) -> Tensor:
-    """Return the mean of the losses above 0, or 0 where there are none."""
-    return losses.sum() / (losses > 0).sum().clamp_min(1)
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return `x`, half precision raised."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def mean_of_nonzero(losses: Tensor) -> Mean:
+    """Return the mean of the losses above 0."""
+    return Mean(losses.sum(), (losses > 0).sum())
 
 
 def log_one_plus_sum(exponents: Tensor, keep: Tensor) -> Tensor:
@@ -109,6 +130,11 @@ def num_ranks() -> int:
     """Return how many processes train together."""
     ready = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if ready else 1
+
+
+def rank() -> int:
+    """Return which of them this is."""
+    return distributed.get_rank() if num_ranks() > 1 else 0
 
 
 def _all_ranks(mine: Tensor) -> list[Tensor]:

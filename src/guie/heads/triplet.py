@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from guie.errors import UserError
-from guie.heads.pairs import Pairs, Pairwise, mean_of_nonzero
+from guie.heads.pairs import Mean, Pairs, Pairwise, mean_of_nonzero
 
 
 class Triplet(Pairwise):
@@ -38,31 +38,31 @@ class Triplet(Pairwise):
             raise UserError(f"head.distance: {distance!r} received; accepted: euclidean, cosine")
         self.margin, self.mining, self.distance = margin, mining, distance
 
-    def loss(self, pairs: Pairs) -> Tensor:
+    def means(self, pairs: Pairs) -> list[Mean]:
         """Return the mean over the mined triplets."""
         distances = pairs.distances() if self.distance == "euclidean" else 1 - pairs.cosines
         negatives = distances.masked_fill(~pairs.negative, torch.inf)
         if self.mining == "hard":
-            return self._hard(distances, negatives, pairs)
+            return [self._hard(distances, negatives, pairs)]
         nearest_first = negatives.sort(1).values
         if self.mining == "all":
-            return self._all(distances, nearest_first, pairs.positive)
-        return self._semi_hard(distances, nearest_first, pairs.positive)
+            return [self._all(distances, nearest_first, pairs.positive)]
+        return [self._semi_hard(distances, nearest_first, pairs.positive)]
 
-    def _hard(self, distances: Tensor, negatives: Tensor, pairs: Pairs) -> Tensor:
+    def _hard(self, distances: Tensor, negatives: Tensor, pairs: Pairs) -> Mean:
         farthest = distances.masked_fill(~pairs.positive, -torch.inf).amax(1)
         losses = (farthest - negatives.amin(1) + self.margin).relu()
-        return losses.sum() / (pairs.positive.any(1) & pairs.negative.any(1)).sum().clamp_min(1)
+        return Mean(losses.sum(), (pairs.positive.any(1) & pairs.negative.any(1)).sum())
 
-    def _all(self, distances: Tensor, nearest_first: Tensor, positive: Tensor) -> Tensor:
+    def _all(self, distances: Tensor, nearest_first: Tensor, positive: Tensor) -> Mean:
         """Sum B x R x R triplets in B x R: of sorted negatives those before a positive's limit violate it."""
         limits = distances + self.margin
         violating = torch.searchsorted(nearest_first.detach(), limits.detach())
         sums = functional.pad(nearest_first.cumsum(1), (1, 0)).gather(1, violating)
         losses = (violating * limits - sums).masked_fill(~positive, 0)
-        return losses.sum() / violating.masked_fill(~positive, 0).sum().clamp_min(1)
+        return Mean(losses.sum(), violating.masked_fill(~positive, 0).sum())
 
-    def _semi_hard(self, distances: Tensor, nearest_first: Tensor, positive: Tensor) -> Tensor:
+    def _semi_hard(self, distances: Tensor, nearest_first: Tensor, positive: Tensor) -> Mean:
         place = torch.searchsorted(nearest_first.detach(), distances.detach(), right=True)
         nearest = functional.pad(nearest_first, (0, 1), value=torch.inf).gather(1, place)
         return mean_of_nonzero((distances - nearest + self.margin).relu().masked_fill(~positive, 0))
