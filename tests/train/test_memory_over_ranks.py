@@ -67,9 +67,9 @@ MORE = {
 }
 
 
-def task_of(make_head, world, climbs):
+def task_of(make_head, world, climbs, dtype):
     torch.manual_seed(0)
-    embedder, head = TinyEmbedder().double(), make_head().double()
+    embedder, head = TinyEmbedder().to(dtype), make_head().to(dtype)
     optimizer = adamw(lr=0.01, embedder=embedder, head=head)
     optimizer = sam(optimizer) if climbs else optimizer
     drawn = batches(0, world)
@@ -80,10 +80,20 @@ def task_of(make_head, world, climbs):
     return Task(embedder, head, optimizer, with_returning_ids, STEPS_PER_EPOCH)
 
 
-def trained(make_head, folder, world=None, *, epochs=5, hooks=(), resume=None, climbs=False, **changes):
+def trained(
+    make_head,
+    folder,
+    world=None,
+    *,
+    hooks=(),
+    resume=None,
+    climbs=False,
+    dtype=torch.float64,
+    **changes,
+):
     world = world or World()
-    made = task_of(make_head, world, climbs)
-    options = settings(epochs=epochs, keep=20, **changes)
+    made = task_of(make_head, world, climbs, dtype)
+    options = settings(**{"epochs": 5, "keep": 20, **changes})
     train(made, options, folder=folder, world=world, hooks=hooks, resume=resume)
     return made
 
@@ -155,6 +165,19 @@ def test_a_batch_that_is_seen_twice_is_remembered_once_on_all_ranks(tmp_path):
     two_ranks_and_one_agree({"memory": HEADS["contrastive memory"]}, tmp_path, climbs=True)
     stored = checkpoint.read(tmp_path / "memory" / "one", "last").parts["head"]["num_stored"]
     assert stored == 20 * 8
+
+
+@pytest.mark.slow
+def test_two_ranks_stay_near_one_process_in_float32(tmp_path):
+    make_head, changes = HEADS["contrastive memory"], {"dtype": torch.float32, "max_steps": 10}
+    one = trained(make_head, tmp_path / "one", **changes)
+
+    def near(world):
+        two = trained(make_head, tmp_path / "two", world, **changes)
+        for a, b in zip(one.embedder.parameters(), two.embedder.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+    assert run_ranks(2, near, tmp_path) == [0, 0], logs(tmp_path)
 
 
 def test_the_comparison_can_fail_where_ranks_keep_to_themselves(tmp_path, monkeypatch):
