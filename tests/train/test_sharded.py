@@ -2,6 +2,7 @@
 
 import signal
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,11 +17,12 @@ from guie.heads.margin import ArcFace
 from guie.heads.margin_by import ByEpoch
 from guie.heads.sharded import PartialFC
 from guie.train import gradients
-from guie.train.distributed import World, replicate
+from guie.train.distributed import Hardware, World, replicate
+from guie.train.engine import Engine
 from guie.train.optim import adamw, sgd
 from guie.train.sam import sam
 from guie.train.sharding import sharded_names
-from guie.train.task import Task
+from guie.train.task import Run, Task
 from guie.types import Batch, Output
 
 CLASSES = 11  # 2 ranks hold 5 and 6
@@ -203,6 +205,31 @@ def test_a_bad_label_on_one_rank_is_an_error_on_both_and_no_waiting(tmp_path):
             head(Output(raw, None, raw, raw), Batch(labels, labels, labels, labels))
 
     assert run_ranks(2, refused, tmp_path) == [0, 0], logs(tmp_path)
+
+
+@pytest.mark.slow
+def test_both_ranks_skip_the_step_whose_gradient_overflows_on_one(tmp_path):
+    def overflowing(world):
+        torch.manual_seed(0)
+        embedder, head = TinyEmbedder(), partial_fc()
+        steps = iter(range(100))
+        if world.rank == 1:
+            head.weight.register_hook(lambda grad: grad * torch.inf if next(steps) == 2 else grad)
+        optimizer = sgd(lr=0.02, embedder=embedder, head=head)
+        singles = (replace(batch, images=batch.images.float()) for batch in batches(0, world)(0, 4))
+        task = Task(embedder, head, optimizer, lambda start, stop: singles, STEPS_PER_EPOCH)
+        engine = Engine(task, settings(epochs=1), Hardware("fp16"), world, Run())
+        engine.scaler.load_state_dict({**engine.scaler.state_dict(), "scale": 256.0})
+        scales, before = [], [embedder.neck[1].weight.tolist()]
+        for batch in task.batches(0, 4):
+            engine.advance(batch)
+            scales.append(engine.scaler.get_scale())
+            before.append(embedder.neck[1].weight.tolist())
+        assert scales == [256, 256, 128, 128]
+        assert [a == b for a, b in pairwise(before)] == [False, False, True, False]
+        assert world.gather(before)[0] == before
+
+    assert run_ranks(2, overflowing, tmp_path) == [0, 0], logs(tmp_path)
 
 
 def test_a_shard_alone_is_not_replicated_and_is_named(monkeypatch):

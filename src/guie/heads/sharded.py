@@ -88,6 +88,7 @@ class PartialFC(nn.Module):
         del steps, steps_per_epoch
         self._step = step
 
+    @torch.compiler.disable  # its collectives and int64 that wraps are not for a compiler
     def forward(self, output: Output, batch: Batch) -> Loss:
         """Return this rank's mean loss; logs `loss`, `accuracy` (of what is counted) and `target_cosine`.
 
