@@ -1,0 +1,110 @@
+"""dry_run: its numbers are those of the real thing, and nothing is left behind."""
+
+import numpy as np
+import pytest
+import torch
+from commands import TINY, console
+
+from guie import assembly, checkpoint, rehearsal, training
+from guie.build import build
+from guie.config.compose import composed
+from guie.errors import UserError
+from guie.train.distributed import World
+
+VIT = ["backbone=vit_small_dinov2", "backbone.name=vit_tiny_patch16_224", "backbone.image_px=64", "pool=cls"]
+FROZEN = ["trainer.freeze_backbone=true"]
+
+
+def costs_of(drawn, *words, size=8):
+    cfg = composed("train", [*TINY, f"data_root={drawn}", "device=cpu", *words])
+    cfg = {**cfg, "backbone": assembly.without_weights(cfg["backbone"])}
+    data = training.open_data(cfg, World())
+    return cfg, data.rows, rehearsal.measured(cfg, data.rows, assembly.sampler(cfg, data.rows), size)
+
+
+@pytest.mark.parametrize(
+    ("words", "precision", "slack"),
+    [([], "fp32", 0), (VIT, "bf16", 512), (FROZEN, "fp32", 0)],
+    ids=["convolutions", "tokens", "frozen"],
+)
+def test_what_is_kept_for_the_backward_pass_is_what_a_real_pass_keeps(drawn, words, precision, slack):
+    cfg, rows, costs = costs_of(drawn, *words, f"hw.precision={precision}")
+    embedder = assembly.embedder(cfg).train()
+    if words is FROZEN:
+        embedder.freeze_backbone()
+    pictures = torch.zeros(8, 3, *embedder.preprocess.size_px, dtype=torch.uint8)
+    kept = rehearsal.Kept(iter([*embedder.parameters(), *embedder.buffers(), pictures]))
+    with kept.counting(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        output = embedder(pictures)
+    head = assembly.head(cfg, embedder, rows, rows.num_classes)
+    labels = rehearsal._labels(rows, assembly.sampler(cfg, rows), 1)[:8]
+    of_head, _ = rehearsal._kept_by_head(head, embedder, labels)
+    assert output.raw.shape == (8, 64)
+    # under autocast the two keep a scalar or two differently
+    assert costs.memory["activations"] == pytest.approx(kept.num_bytes + of_head, rel=0, abs=slack)
+    assert of_head > 0
+
+
+@pytest.mark.parametrize("words", [["optim=sam_adamw"], ["optim=sgd", *FROZEN]])
+def test_parameters_and_optimiser_state_are_those_of_a_real_step(drawn, words):
+    cfg, rows, costs = costs_of(drawn, *words)
+    embedder = assembly.embedder(cfg)
+    head = assembly.head(cfg, embedder, rows, rows.num_classes)
+    if FROZEN[0] in words:
+        embedder.freeze_backbone()
+    optimizer = build(cfg["optim"], where="optim", embedder=embedder, head=head)
+    learning = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in learning:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = optimizer.state_dict()["state"].values()
+    tensors = [value for entry in state for value in entry.values() if isinstance(value, torch.Tensor)]
+    assert costs.memory["optimiser"] == sum(value.numel() * value.element_size() for value in tensors)
+    assert costs.memory["gradients"] == 4 * sum(p.numel() for p in learning)
+    assert sum(learn for learn, _ in costs.parameters.values()) == sum(p.numel() for p in learning)
+    whole = sum(p.numel() for p in [*embedder.parameters(), *head.parameters()])
+    assert sum(map(sum, costs.parameters.values())) == whole
+
+
+def test_the_checkpoint_is_as_large_as_was_said(tiny_run, drawn):
+    _, _, costs = costs_of(drawn)
+    folder = checkpoint.locate(tiny_run.folder, "last")
+    real = sum(path.stat().st_size for path in folder.iterdir())
+    assert real == pytest.approx(costs.checkpoint, rel=0.03)
+
+
+def test_a_dry_run_says_it_all_and_leaves_nothing(drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [*TINY, f"data_root={drawn}", "device=cpu", "backbone=resnet50", "launch.processes=2"]
+    code, lines = console(monkeypatch, capsys, "train", *words, "trainer.dry_run=true", "run_dir=x")
+    assert (code, lines) == (0, [])  # what it says goes to standard output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lines_hold_counts_of_data_steps_and_sizes(drawn):
+    cfg = composed("train", [*TINY, f"data_root={drawn}", "device=cpu", "trainer.accumulate=2"])
+    said = rehearsal.described(cfg, 2)
+    rows = training.open_data(cfg, World()).rows
+    counts = np.bincount(rows.labels)
+    assert f"{len(rows)} of {rows.num_classes} classes ({counts.min()} to {counts.max()} each" in said
+    assert all(f"{name}: " in said for name in rows.domain_names)
+    assert "toy: 24 pictures of 6 classes in 6 domains; 24 ask, 24 answer" in said
+    assert "steps       8: 2 epochs of 4" in said
+    assert "batch       16 = 2 ranks x 2 micro-batches x 4" in said
+    assert "MiB per rank at least, estimated" in said and "the last 2 and the best are kept" in said
+
+
+def test_what_would_end_a_run_at_its_first_step_ends_the_dry_run(drawn):
+    cfg = composed("train", [*TINY, f"data_root={drawn}", "device=cpu"])
+    with pytest.raises(UserError, match=r"trainer\.batch_size: 16 over 3 ranks x 1 .*a multiple of 3"):
+        rehearsal.described(cfg, 3)
+
+
+def test_torchs_generator_is_left_as_it_was():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with rehearsal.unfilled():
+        torch.nn.Linear(4, 4)
+        torch.rand(7)
+    assert torch.equal(torch.rand(3), expected)
