@@ -18,8 +18,10 @@ import numpy as np
 from guie import assembly, checkpoint, embed, results, runfolder, safety, starting
 from guie.bench import Bench
 from guie.build import build, resolve
+from guie.data.sampling import rank_slots
 from guie.datasets.manifest import Manifest
 from guie.errors import UserError
+from guie.models.weights import checked_file, is_file_name
 from guie.train import trackers
 from guie.train.distributed import Hardware, World
 from guie.train.hooks import JsonLines, LogLines
@@ -100,15 +102,33 @@ def open_data(cfg: Mapping[str, Any], here: World) -> Data:
     """
     build(cfg["trainer"], where="trainer").check()
     trackers.check(resolve(cfg["tracker"]["_target_"]))
+    _check_weights(cfg["backbone"])
     if cfg["ckpt"]:
         checkpoint.locate(Path(cfg["ckpt"]).expanduser(), "last")
     # The main process makes what is cached (drawn pictures, Arrow copies); then all read it.
     data = here.on_main(partial(assembly.manifests, cfg["dataset"], cfg["data_root"]))
     eval_sets = here.on_main(partial(assembly.manifests, cfg["eval_on"], cfg["data_root"], key="eval_on"))
     rows, asked = assembly.training_rows(data), assembly.evaluation_rows(eval_sets)
+    _check_batches(cfg, rows, here.size)
     trained = {name: manifest.split("train") for name, manifest in data.items()}
     leaks = here.on_main(partial(safety.checked_leaks, trained, asked, cfg["leakage"]))
     return Data(rows, asked, leaks)
+
+
+def _check_batches(cfg: Mapping[str, Any], rows: Manifest, ranks: int) -> None:
+    """Raise UserError where no batch can be made of these rows, or it does not divide among the ranks."""
+    settings = build(cfg["trainer"], where="trainer")
+    rank_slots(settings.batch_size, 0, ranks, settings.accumulate)
+    assembly.sampler(cfg, rows)
+
+
+def _check_weights(node: Mapping[str, Any]) -> None:
+    """Raise UserError where a backbone's file of weights is not there; a hub is asked when it is built."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            _check_weights(value)
+        elif key == "pretrained" and isinstance(value, str) and is_file_name(value):
+            checked_file(value)
 
 
 def prepare(
