@@ -56,7 +56,7 @@ def rows(root, files, labels, **columns):
 
 def found(trained, asked):
     return [
-        (leak.kind, leak.count, leak.total, leak.examples) for leak in leaks({"t": trained}, {"e": asked})
+        (leak.kind, leak.num, leak.total, leak.examples) for leak in leaks({"t": trained}, {"e": asked})
     ]
 
 

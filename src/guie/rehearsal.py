@@ -70,7 +70,8 @@ def measured(cfg: Mapping[str, Any], rows: Any, sampler: Any, micro_batch: int) 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     labels = _labels(rows, sampler, cfg["augment"].get("orientations", 1))[:micro_batch]
     of_head, counted = _kept_by_head(head, embedder, labels)
-    hollow(embedder, mode), hollow(head, mode)
+    hollow(embedder, mode)
+    hollow(head, mode)
     with mode:
         optimizer = build(cfg["optim"], where="optim", embedder=embedder, head=head)
         learns = [p for group in optimizer.param_groups for p in group["params"]]
@@ -242,7 +243,7 @@ def _said_of_steps(settings: Settings, sampler: Any, ranks: int, micro_batch: in
 
 
 def _said_of_costs(costs: Costs, settings: Settings) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for name, (learning, frozen) in costs.parameters.items():
         lines.append(_line("" if lines else "parameters", f"{name}: {learning:,} learn, {frozen:,} frozen"))
     total = sum(costs.memory.values())

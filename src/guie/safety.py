@@ -63,7 +63,7 @@ class Leak(NamedTuple):
     kind: str
     source: str
     target: str
-    count: int
+    num: int
     total: int
     examples: list[str]
 
@@ -74,7 +74,7 @@ class Leak(NamedTuple):
             "pictures": f"pictures of eval_on.{self.target} are among those of dataset.{self.source}",
             "bytes": f"pictures of eval_on.{self.target} have the bytes of some of dataset.{self.source}",
         }[self.kind]
-        return f"leakage: {self.count:,} of {self.total:,} {what} ({', '.join(self.examples)})"
+        return f"leakage: {self.num:,} of {self.total:,} {what} ({', '.join(self.examples)})"
 
 
 def checked_leaks(trained: Mapping[str, Manifest], asked: Mapping[str, Manifest], leakage: str) -> list[str]:
@@ -103,7 +103,7 @@ def leaks(trained: Mapping[str, Manifest], asked: Mapping[str, Manifest]) -> lis
             same_place = pc.is_in(_places(theirs), value_set=_places(ours))
             found.append(_leak("pictures", source, target, same_place, _places(theirs)))
             found.append(_leak("bytes", source, target, *_shared_bytes(ours, theirs, same_place)))
-    return [leak for leak in found if leak.count]
+    return [leak for leak in found if leak.num]
 
 
 def _leak(kind: str, source: str, target: str, shared: Any, shown: Any) -> Leak:

@@ -137,7 +137,9 @@ def _work_off(
     children: launch.Children,
 ) -> list[Job]:
     """Keep every slot busy until no job is left; return those that failed."""
-    free, running, failed = list(slots), [], []
+    free = list(slots)
+    running: list[Job] = []
+    failed: list[Job] = []
     while running or (waiting and not children.asked):
         while free and waiting and not children.asked:
             job = waiting.pop(0)

@@ -78,8 +78,8 @@ def enter(command: str, run: Callable[[dict[str, Any]], None], sweep: Sweep | No
 
 def _slots(command: str, arguments: list[str]) -> list[list[int]] | None:
     """Return `launch.slots` of a sweep, None where it goes by without."""
-    first = next(iter(sweeps.jobs(arguments)), None)
-    return first and _of_job(command, first, arguments)["launch"]["slots"]
+    jobs = sweeps.jobs(arguments)
+    return _of_job(command, jobs[0], arguments)["launch"]["slots"] if jobs else None
 
 
 def _checked_jobs(command: str, arguments: list[str]) -> list[list[str]]:
