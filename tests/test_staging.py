@@ -76,6 +76,13 @@ def test_the_command_line_is_stronger_than_a_stage_and_strongest_for_one_stage(c
     assert cfg["stages"]["large"]["init"] == "best" and cfg["stages"]["small"] == {"trainer.epochs": 9}
 
 
+def test_stages_of_the_command_line_are_stronger_than_the_rest_of_it():
+    stages = "stages={a: {}, b: {seed: 3, neck: linear, neck.embed_dim: 8}}"
+    a, b = composed("train", ["seed=2", stages, "stages.a.trainer.epochs=9"])["staged"].values()
+    assert (a["seed"], b["seed"], a["trainer"]["epochs"]) == (2, 3, 9)
+    assert b["neck"]["_target_"].endswith("Linear") and b["neck"]["embed_dim"] == 8
+
+
 def test_a_preset_of_stages_can_be_run_in_one(compose):
     assert "staged" not in compose("stages=null")
 

@@ -4,17 +4,19 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import SMALL, metrics, run
-from ranks import fork, wait
+from commands import SMALL, console, metrics, run
+from ranks import fork, logs, wait
 
 from guie import assembly, checkpoint, runfolder, training
 from guie.config.compose import composed
 from guie.errors import UserError
+from guie.launch import free_port
 from guie.resize import load
 from guie.train.distributed import World
 from guie.train.engine import Engine
@@ -115,7 +117,9 @@ def num_steps(folder):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)], ids=["killed", "asked"]
+    ("number", "code"),
+    [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    ids=["killed", "asked"],
 )
 def test_a_run_stopped_in_its_second_stage_and_taken_up_ends_in_the_same_bits(
     straight, drawn, tmp_path, number, code
@@ -135,20 +139,46 @@ def test_a_run_stopped_in_its_second_stage_and_taken_up_ends_in_the_same_bits(
 def test_finished_stages_refuse_changes_and_a_finished_run_is_passed_over(straight, drawn):
     with pytest.raises(UserError, match=r"^stages\.small: seed: was 0, now 5; accepted"):
         two_stages(straight, drawn, "resume=auto", "stages.small.seed=5")
-    with pytest.raises(UserError, match=r"holds a finished run; accepted: a folder that is new"):
-        two_stages(straight, drawn)
     before = hashes(straight)
     assert two_stages(straight, drawn, "resume=auto") == 0
     assert hashes(straight) == before
 
 
 def test_missing_data_of_a_later_stage_is_missed_before_the_first_begins(drawn, tmp_path):
-    stages = f"{{small: {{}}, large: {{dataset: [folder], dataset.folder.root: {tmp_path}/none}}}}"
+    stages = f"{{small: {{}}, large: {{dataset: [toy, folder], dataset.folder.root: {tmp_path}/none}}}}"
     with pytest.raises(UserError, match=r"^stages\.large\.dataset\.folder\.root: no folder"):
         run("train", *SHARED, f"stages={stages}", f"data_root={drawn}", f"run_dir={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_two_ranks_go_through_the_stages_together(straight, drawn, tmp_path):
+    port = free_port()
+
+    def rank(number):
+        os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        raise SystemExit(two_stages(tmp_path / "run", drawn))
+
+    pids = [fork(partial(rank, number), tmp_path / f"rank{number}.log") for number in range(2)]
+    assert [wait(pid) for pid in pids] == [0, 0], logs(tmp_path)
+    assert num_steps(tmp_path / "run") == num_steps(straight)
+    assert runfolder.start_state(tmp_path / "run") == "finished"
+
+
+@pytest.mark.slow
+def test_each_job_of_a_sweep_goes_through_its_stages(monkeypatch, capsys, tmp_path, drawn):
+    sweep = tmp_path / "sweep"
+    arguments = ["--multirun", "seed=3,4", f"data_root={drawn}", f"hydra.sweep.dir={sweep}", *TWO]
+    code, said = console(monkeypatch, capsys, "train", *arguments, "trainer.epochs=2", "hw.threads=1")
+    assert code == 0, said
+    for job, seed in (("0", 3), ("1", 4)):
+        assert runfolder.start_state(sweep / job) == "finished"
+        stages = checkpoint.stages(sweep / job)
+        assert [runfolder.read_config(stage)["seed"] for stage in stages] == [seed, seed]
+
+
+@pytest.mark.slow
 def test_one_stage_alone_needs_the_one_before(straight, drawn, tmp_path):
     with pytest.raises(UserError, match=r"^stages\.large\.init: 1\.5 is not among .*accepted: none yet$"):
         two_stages(tmp_path / "run", drawn, "only=large")
@@ -164,7 +194,10 @@ def test_before_its_first_step_a_stage_knows_the_classes_of_the_one_before(strai
     ckpt = runfolder.read_config(large)["ckpt"]
     cfg = composed("train", [*TWO, f"data_root={drawn}"])["staged"]["large"] | {"ckpt": ckpt}
     data = training.open_data(cfg, World())
-    task = training.prepare(cfg, data, tmp_path, None, World(), lambda *told: None).task
+    job = training.prepare(cfg, data, tmp_path, None, World(), lambda *told: None)
+    for hook in job.run.hooks:
+        hook.close()
+    task = job.task
     weight = "heads.arcface.weight"
     rows, old = task.head.state_dict()[weight], checkpoint.read(Path(ckpt)).parts["head"][weight]
     place = {row["label"]: row["id"] for row in runfolder.read_labels(small)}

@@ -151,11 +151,10 @@ def with_stages(
         return plain
     if plain["only"] not in (None, *changes):
         raise UserError(f"only: '{plain['only']}'; accepted: {', '.join(changes)}")
-    own = [o for o in overrides if not o.lstrip("+~").startswith(("stages=", "stages@", "only="))]
     staged = {}
     for name, changed in changes.items():
         further = [o for o in of_stages.get(name, ()) if not o.startswith("init=")]
-        staged[name] = _stage(command, name, [*stages.as_overrides(changed), *own, *further])
+        staged[name] = _stage(command, name, [*stages.combined(changed, overrides), *further])
     stages.check_inits(changes, {name: cfg["trainer"]["epochs"] for name, cfg in staged.items()})
     return {**plain, "stages": changes, "staged": staged}
 

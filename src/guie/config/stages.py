@@ -2,7 +2,7 @@
 
 A stage holds overrides as the command line has them: `head: cosface` chooses from a group,
 `head.margin: 0.2` or `head: {margin: 0.2}` sets a value. In order of strength: the preset, its stage, the
-command line, and there `stages.<name>.<key>=<value>`.
+command line, and there a stage of `stages={...}`, then `stages.<name>.<key>=<value>`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,13 @@ def _parsed(argument: str) -> tuple[str, Any]:
         return key, yaml.safe_load(value)
     except yaml.YAMLError:
         return key, value
+
+
+def combined(changes: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Return a stage's changes and the command line of the run, the stronger of them last."""
+    on_command_line = any(override.lstrip("+").startswith("stages=") for override in overrides)
+    own = [o for o in overrides if not o.lstrip("+~").startswith(("stages=", "only="))]
+    return [*own, *as_overrides(changes)] if on_command_line else [*as_overrides(changes), *own]
 
 
 def as_overrides(changes: Mapping[str, Any]) -> list[str]:
