@@ -172,8 +172,9 @@ def refuse_differing(name: str, one: State, other_name: str, other: State) -> No
         here, there = runfolder.flat(_described(one)), runfolder.flat(_described(other))
         shown = "; ".join(f"{key}: {here.get(key)!r} and {there.get(key)!r}" for key in keys[:5])
         raise UserError(f"ckpt: {name} and {other_name} differ in {shown}; accepted: one architecture")
-    for weight in sorted(one.weights.keys() | other.weights.keys()):
-        shapes = [tuple(s.weights[weight].shape) if weight in s.weights else "none" for s in (one, other)]
+    weights = (one.weights, other.weights)
+    for weight in sorted(weights[0].keys() | weights[1].keys()):
+        shapes = [tuple(of[weight].shape) if weight in of else "none" for of in weights]
         if shapes[0] != shapes[1]:
             raise UserError(
                 f"ckpt: {name} and {other_name} differ in {weight}: {shapes[0]} and {shapes[1]}; "

@@ -101,15 +101,18 @@ def test_the_hash_comparison_can_fail(tmp_path, straight):
     assert final_hashes(tmp_path / "c")["embedder"] != straight["embedder"]
 
 
-def test_two_ranks_killed_and_resumed_end_in_the_same_bits_and_may_continue_as_one(tmp_path):
+@pytest.mark.parametrize("recipe", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES)])
+def test_two_ranks_killed_and_resumed_end_in_the_same_bits_and_may_continue_as_one(tmp_path, recipe):
+    changes = RECIPES[recipe] if recipe else {}
+
     def whole(world):
-        one_run(tmp_path / "straight", world=world)
+        one_run(tmp_path / "straight", world=world, **changes)
 
     def killed(world):
-        one_run(tmp_path / "killed", world=world, die_at=7)
+        one_run(tmp_path / "killed", world=world, die_at=7, **changes)
 
     def resumed(world):
-        one_run(tmp_path / "killed", world=world)
+        one_run(tmp_path / "killed", world=world, **changes)
 
     assert run_ranks(2, whole, tmp_path / "a") == [0, 0], logs(tmp_path / "a")
     pids = start_ranks(2, killed, tmp_path / "b")
@@ -119,7 +122,7 @@ def test_two_ranks_killed_and_resumed_end_in_the_same_bits_and_may_continue_as_o
     copy_of(tmp_path / "killed", tmp_path / "alone")
     assert run_ranks(2, resumed, tmp_path / "c") == [0, 0], logs(tmp_path / "c")
     assert final_hashes(tmp_path / "killed") == final_hashes(tmp_path / "straight")
-    one_run(tmp_path / "alone")  # another world size: the same global batches in the same order
+    one_run(tmp_path / "alone", **changes)  # another world size: the same global batches in the same order
     assert checkpoint.read(tmp_path / "alone", "last").step == 12
 
 

@@ -66,12 +66,13 @@ class LogLines(Hook):
         self._logger.info("training: step %d of %d", step, steps)
 
     def record(self, values: Mapping[str, float]) -> None:
-        """Say the measurements."""
+        """Say the measurements; gradients of the parts are left to metrics.jsonl."""
         now = time.monotonic()
         if "loss" in values and now - self._last < self._every_s:
             return
         self._last = now if "loss" in values else self._last
-        self._logger.info("%s", "  ".join(f"{name} {value:.6g}" for name, value in values.items()))
+        said = [f"{name} {value:.6g}" for name, value in values.items() if not name.startswith("grad_norm/")]
+        self._logger.info("%s", "  ".join(said))
 
 
 class TensorBoard(Hook):
