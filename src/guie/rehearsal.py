@@ -62,39 +62,49 @@ def described(cfg: Mapping[str, Any], ranks: int) -> str:
 def measured(cfg: Mapping[str, Any], rows: Any, sampler: Any, micro_batch: int) -> Costs:
     """Return what the model needs for a micro-batch of one rank, at the step at which most of it learns."""
     settings = build(cfg["trainer"], where="trainer")
-    num_classes = rows.num_classes * cfg["augment"].get("orientations", 1)
+    dtype = precision(cfg["hw"]["precision"], pick_device(cfg["device"]))
+    orientations = cfg["augment"].get("orientations", 1)
     with unfilled():
         embedder = assembly.embedder(cfg)
-        head = assembly.head(cfg, embedder, rows, num_classes)
-    dtype = precision(cfg["hw"]["precision"], pick_device(cfg["device"]))
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    labels = _labels(rows, sampler, cfg["augment"].get("orientations", 1))[:micro_batch]
+        head = assembly.head(cfg, embedder, rows, rows.num_classes * orientations)
+    labels = _labels(rows, sampler, orientations)[:micro_batch]
     of_head, counted = _kept_by_head(head, embedder, labels)
-    hollow(embedder, mode)
-    hollow(head, mode)
-    with mode:
-        optimizer = build(cfg["optim"], where="optim", embedder=embedder, head=head)
-        learns = [p for group in optimizer.param_groups for p in group["params"]]
-        freezer = Freezer(embedder, head, settings, learns, settings.cache_features)
-        freezer.freeze(frozen_parts(settings, 10**9, 10**9))
-        trained = TrainedModel(embedder, head, dtype, settings.cache_features)
+    with hollow(embedder, head):
+        trained, optimizer = _as_at_the_end(cfg, settings, embedder, head, dtype)
         batch = _batch(embedder, micro_batch, settings.cache_features)
-        of_embedder = _kept_by_embedder(trained.train(), batch, dtype, settings.cache_features)
-        state = _optimizer_bytes(optimizer, learns)
-        average = average_of(embedder, settings)
-        averaged = _bytes(average.average.values()) if average else 0
+        of_embedder = _kept_by_embedder(trained, batch, dtype, settings.cache_features)
+        memory = _weights(trained, optimizer, average_of(embedder, settings))
+    saved = sum(memory[name] for name in ("weights", "optimiser", "average"))
+    memory |= {"activations": of_embedder + of_head, "batch": batch.nbytes}
     parts = {"backbone": embedder.backbone, "pool": embedder.pool, "neck": embedder.neck, "head": head}
-    weights = _bytes([*trained.state_dict().values()])
-    memory = {
-        "weights": weights,
-        "gradients": _bytes(p for p in trained.parameters() if p.requires_grad),
-        "optimiser": state,
-        "average": averaged,
-        "activations": of_embedder + of_head,
-        "batch": batch.numel() * batch.element_size(),
-    }
     counted += f" on a micro-batch of {micro_batch}, {str(dtype or torch.float32).removeprefix('torch.')}"
-    return Costs({n: _parameters(m) for n, m in parts.items()}, memory, weights + state + averaged, counted)
+    return Costs({name: _parameters(part) for name, part in parts.items()}, memory, saved, counted)
+
+
+def _as_at_the_end(
+    cfg: Mapping[str, Any], settings: Settings, embedder: Any, head: nn.Module, dtype: torch.dtype | None
+) -> tuple[TrainedModel, Any]:
+    """Return model and optimiser, with what is frozen at the last step: by then most of it learns."""
+    optimizer = build(cfg["optim"], where="optim", embedder=embedder, head=head)
+    learns = [p for group in optimizer.param_groups for p in group["params"]]
+    freezer = Freezer(embedder, head, settings, learns, settings.cache_features)
+    freezer.freeze(frozen_parts(settings, 1, 1))
+    return TrainedModel(embedder, head, dtype, settings.cache_features).train(), optimizer
+
+
+def _weights(trained: nn.Module, optimizer: Any, average: Any) -> dict[str, int]:
+    """Return the bytes of weights, gradients, optimiser state after a step, and of the average kept."""
+    learning = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = [value for entry in optimizer.state_dict()["state"].values() for value in entry.values()]
+    return {
+        "weights": _bytes(trained.state_dict().values()),
+        "gradients": _bytes(learning),
+        "optimiser": _bytes(value for value in state if isinstance(value, Tensor)),
+        "average": _bytes(average.average.values()) if average else 0,
+    }
 
 
 class _Unfilled(TorchFunctionMode):
@@ -116,9 +126,11 @@ def unfilled() -> Iterator[None]:
         yield
 
 
-def hollow(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace, in place, each parameter and buffer by one of its shape without content."""
-    for part in module.modules():
+@contextmanager
+def hollow(*modules: nn.Module) -> Iterator[None]:
+    """Replace, in place, each parameter and buffer by one without content, as all tensors made inside are."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    for part in (part for module in modules for part in module.modules()):
         for name, value in part._parameters.items():
             if value is not None:
                 fake = mode.from_tensor(value.detach())
@@ -126,6 +138,8 @@ def hollow(module: nn.Module, mode: FakeTensorMode) -> None:
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = mode.from_tensor(buffer)
+    with mode:
+        yield
 
 
 class Kept:
@@ -190,17 +204,6 @@ def _labels(rows: Any, sampler: Any, orientations: int) -> np.ndarray:
     """Return the class ids of the first batch."""
     row, orientation = np.divmod(sampler.batch(0), orientations)
     return rows.labels[row] * orientations + orientation
-
-
-def _optimizer_bytes(optimizer: Any, learns: list[nn.Parameter]) -> int:
-    """Return the size of the optimiser's state after a step, of those that learn."""
-    for parameter in learns:
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    optimizer.step()
-    state = optimizer.state_dict()["state"].values()
-    found = _bytes(value for entry in state for value in entry.values() if isinstance(value, Tensor))
-    optimizer.zero_grad(set_to_none=True)
-    return found
 
 
 def _bytes(tensors: Any) -> int:
