@@ -26,6 +26,8 @@ class Hardware:
 
     `precision` auto is bf16 on a GPU that has it, else fp32; native is bf16 also on a processor that
     multiplies it itself (AVX-512 bf16, AMX: twice as fast as fp32, where emulation would be slower).
+    `shard` says what each of several processes holds: none, the whole model (DDP); fsdp, a part of every
+    weight, gradient and optimiser state (`train.fsdp`).
     `workers` decode pictures (None: one per core that is left). `threads` are torch's on the CPU (None:
     torch's own choice).
     """
@@ -34,6 +36,7 @@ class Hardware:
     channels_last: bool = False
     compile: bool = False
     tf32: bool = True
+    shard: Literal["none", "fsdp"] = "none"
     workers: int | None = None
     threads: int | None = None
 

@@ -15,6 +15,7 @@ from guie.errors import UserError
 from guie.train.average import average_of
 from guie.train.distributed import Hardware, World, precision, replicate
 from guie.train.freezing import Freezer, frozen_parts
+from guie.train.fsdp import Cut, check, cut, filled
 from guie.train.gradients import clip, gradient_norms, parts_of
 from guie.train.model import TrainedModel, load_weights
 from guie.train.optim import load_state, settle
@@ -38,6 +39,7 @@ class Engine:
         _set_threads(hardware)
         self.dtype = precision(hardware.precision, world.device)
         self.trained = TrainedModel(task.embedder, task.head, self.dtype, task.features)
+        self._skeleton = self._cut(hardware)
         self.trained.configure(settings.freeze_bn, settings.sync_bn, hardware.channels_last, world)
         settle(task.optimizer, world.device)
         self.scaler = scaler(task.head, world.device, enabled=self.dtype is torch.float16)
@@ -56,6 +58,12 @@ class Engine:
             self._load(run.resume)
         self._compiled: Any = torch.compile(self.trained) if hardware.compile else self.trained
         self._enter(frozen_parts(settings, self.step, self.steps))
+
+    def _cut(self, hardware: Hardware) -> nn.Module | None:
+        check(hardware)
+        if hardware.shard == "none" or self.world.size == 1:
+            return None
+        return cut(self.trained, self.task.optimizer, self.dtype, self.settings.sync_bn, self.world)
 
     @property
     def epoch(self) -> float:
@@ -86,7 +94,8 @@ class Engine:
         self._freezer.freeze(frozen)
         self.model: Any = None  # the former wrapper takes its hooks with it
         apart, static = sharded_names(self._compiled), self.settings.accumulate == 1
-        self.model = replicate(self._compiled, self.world, static, apart)
+        alone = self._skeleton is None
+        self.model = replicate(self._compiled, self.world, static, apart) if alone else Cut(self.trained)
         self.trained.train()
 
     def gradients(self, batch: Batch) -> dict[str, Tensor]:
@@ -150,7 +159,7 @@ class Engine:
         return warmup(since, rise) if self.settings.unfreeze_at and 0 <= since < rise else 1.0
 
     def _without_sync(self, last: bool) -> AbstractContextManager:
-        if last or not isinstance(self.model, nn.parallel.DistributedDataParallel):
+        if last or not isinstance(self.model, nn.parallel.DistributedDataParallel | Cut):
             return nullcontext()
         return self.model.no_sync()
 
@@ -228,7 +237,14 @@ class Engine:
 
     @contextmanager
     def _in_use(self) -> Iterator[nn.Module]:
-        """Lend the embedder with the weights that would be exported; its own come back afterwards."""
+        """Lend the embedder with the weights that would be exported; its own come back afterwards.
+
+        Of an embedder that is cut rank 0 lends a whole copy, the others one without weights.
+        """
+        if self._skeleton is not None:
+            with torch.no_grad():
+                yield self._whole_embedder(self._skeleton)
+            return
         embedder = self.task.embedder
         kept = {name: value.detach().clone() for name, value in embedder.state_dict().items()}
         self.trained.eval()
@@ -239,6 +255,11 @@ class Engine:
         finally:
             embedder.load_state_dict(kept)
             self.trained.train()
+
+    def _whole_embedder(self, skeleton: nn.Module) -> nn.Module:
+        average = self.average.average if self.average else None
+        weights = whole_weights(self.task.embedder, self.world, average) | self.refitted
+        return filled(skeleton, weights, self.world.device) if self.world.is_main else skeleton
 
     def owes_evaluation(self) -> bool:
         """Return whether the run was stopped before an evaluation or the refit that was due."""
@@ -275,22 +296,22 @@ class Engine:
 
     def state(self) -> State:
         """Return everything that is needed to continue from here, whole on rank 0; all ranks ask together."""
-        head = whole_weights(self.task.head, self.world)
-        parts = {"embedder": dict(self.task.embedder.state_dict()), "head": head}
+        embedder, world = self.task.embedder, self.world
+        parts = {"embedder": whole_weights(embedder, world), "head": whole_weights(self.task.head, world)}
         names = ("window", "num_in_window", "evaluated_at", "best")
         training: dict[str, Any] = {name: getattr(self, name) for name in names}
         training["optimizer"] = whole_state(self.task.optimizer, self.world)
         training["scaler"] = self.scaler.state_dict()
         if self.average:
-            parts["ema"] = self.average.average
+            parts["ema"] = whole_weights(embedder, world, self.average.average)
             training["ema_updates"] = self.average.num_updates
         if self.refitted:
             parts["refit"] = self.refitted
         return State(self.step, parts, training, {**self.run.meta, "seed": self.run.seed})
 
     def _load(self, state: State) -> None:
-        load_weights(self.task.embedder, state.parts["embedder"], "embedder")
-        load_weights(self.task.head, own_weights(self.task.head, state.parts["head"], "head"), "head")
+        for part, module in (("embedder", self.task.embedder), ("head", self.task.head)):
+            load_weights(module, own_weights(module, state.parts[part], part), part)
         load_state(self.task.optimizer, own_state(self.task.optimizer, state.training["optimizer"]))
         self.scaler.load_state_dict(state.training["scaler"])
         self.window = {name: value.to(self.world.device) for name, value in state.training["window"].items()}
@@ -301,9 +322,9 @@ class Engine:
         if self.step == self.steps:  # with more epochs another neck will be found
             self.refitted = state.parts.get("refit", {})
         if self.average:
-            self.average.load(
-                state.parts.get("ema") or state.parts["embedder"], state.training.get("ema_updates", 0)
-            )
+            average = state.parts.get("ema") or state.parts["embedder"]
+            own = own_weights(self.task.embedder, average, "ema")
+            self.average.load(own, state.training.get("ema_updates", 0))
 
 
 def _bad_ids(entry: tuple[int, Tensor, dict[str, Tensor]]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guie.train.sharding import whole_norms
+from guie.train.sharding import local, whole_norms
 
 Parts = Mapping[str, Sequence[nn.Parameter]]
 
@@ -35,13 +35,14 @@ def gradient_norms(parts: Parts) -> dict[str, Tensor]:
 
 def clip(parts: Parts, limit: float, norm: Tensor) -> None:
     """Shorten the gradient of length `norm` to `limit`."""
-    parameters = [parameter for group in parts.values() for parameter in group]
-    torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    gradients = [p.grad for group in parts.values() for p in group if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_([local(g) for g in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def _norms(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     learnt = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
-    norms = torch._foreach_norm([gradient for _, gradient in learnt]) if learnt else []
+    norms = torch._foreach_norm([local(gradient) for _, gradient in learnt]) if learnt else []
     return whole_norms(norms, [parameter for parameter, _ in learnt])
 
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from guie.errors import UserError
 from guie.train.distributed import World
+from guie.train.sharding import by_fsdp
 from guie.train.synced_bn import synchronise
 from guie.types import Batch, Loss, Output
 
@@ -29,12 +30,17 @@ class TrainedModel(nn.Module):
         self.memory_format = torch.contiguous_format
 
     def configure(self, freeze_bn: bool, sync_bn: bool, channels_last: bool, world: World) -> None:
-        """Move to the world's device and lay out as asked, before anything is wrapped around."""
+        """Move to the world's device and lay out as asked, before anything is wrapped around.
+
+        What FSDP has cut is there already, and its weights cannot be laid out otherwise.
+        """
         self._freeze_bn = freeze_bn
-        if sync_bn and world.size > 1:
-            synchronise(self, world)
         if channels_last:
             self.memory_format = torch.channels_last
+        if any(by_fsdp(parameter) for parameter in self.parameters()):
+            return
+        if sync_bn and world.size > 1:
+            synchronise(self, world)
         self.to(device=world.device)
         if channels_last:
             self.to(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from guie.errors import UserError
 from guie.train.layers import depths
+from guie.train.sharding import by_fsdp
 
 # Positions and class tokens are biases in all but shape.
 NO_DECAY = ("cls_token", "reg_token", "pos_embed", "positional_embedding", "class_embedding")
@@ -105,16 +106,23 @@ def parameter_groups(
 
 
 def settle(optimizer: Optimizer, device: torch.device) -> None:
-    """Use fused kernels on a GPU where `fused` was left open: an optimiser is made before its model moves."""
-    for group in optimizer.param_groups:
-        if "betas" in group and group.get("fused", False) is None and device.type == "cuda":
+    """Use fused kernels on a GPU where `fused` was left open: an optimiser is made before its model moves.
+
+    Where FSDP has cut all of a group, torch has to be told of kernels over many tensors; of both kinds of
+    parameters together none takes any.
+    """
+    for group in optimizer.param_groups if device.type == "cuda" else ():
+        cut = {by_fsdp(parameter) for parameter in group["params"]}
+        if "betas" in group and group.get("fused", False) is None and len(cut) == 1:
             group["fused"] = True
+        elif cut == {True} and not group.get("fused") and group.get("foreach", False) is None:
+            group["foreach"] = True
 
 
 def load_state(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     """Load a saved state; which kernels are used is a matter of this machine, not of the saved one."""
     pairs = zip(saved["param_groups"], optimizer.param_groups, strict=True)
-    groups = [{**then, **{k: now[k] for k in ("fused",) if k in now}} for then, now in pairs]
+    groups = [{**then, **{k: now[k] for k in ("fused", "foreach") if k in now}} for then, now in pairs]
     optimizer.load_state_dict({**saved, "param_groups": groups})
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from guie.errors import UserError
-from guie.train.sharding import whole_norms
+from guie.train.sharding import local, whole_norms
 
 
 def sam(base: Any, rho: float = 0.05, adaptive: bool = False) -> Sam:
@@ -55,9 +55,9 @@ class Sam(Optimizer):
     def climbed(self) -> Iterator[None]:
         """Add e(w) to the weights, from the gradients that are there, for as long as the block lasts."""
         moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        weights = [p.detach() for p in moved]
+        weights = [local(p.detach()) for p in moved]
         kept = [weight.clone() for weight in weights]
-        torch._foreach_add_(weights, self._climb(moved, [p.grad for p in moved]))
+        torch._foreach_add_(weights, self._climb(moved, [local(p.grad) for p in moved]))
         try:
             yield
         finally:
@@ -67,7 +67,7 @@ class Sam(Optimizer):
     def _climb(self, weights: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         stretched = gradients
         if self.adaptive:
-            sizes = torch._foreach_abs(weights)
+            sizes = torch._foreach_abs([local(weight) for weight in weights])
             stretched = list(torch._foreach_mul(sizes, gradients))
         norm = torch.linalg.vector_norm(torch.stack(whole_norms(torch._foreach_norm(stretched), weights)))
         scale = self.rho / (norm + 1e-12)

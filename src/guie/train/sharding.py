@@ -1,8 +1,9 @@
 """Parameters of which each rank holds other rows: what has to be done once for all of them together.
 
 A head marks such a parameter by an attribute `shard` with `start`, `stop` and `total`: its rows among all.
-Its gradient is that of the whole batch already, so nobody averages it; its length counts every shard once; a
-checkpoint holds all rows, so that another number of ranks can cut them again.
+FSDP makes of a parameter, its gradient and its state DTensors (`train.fsdp`). Either gradient is that of the
+whole batch already, so nobody averages it; its length counts every shard once; a checkpoint holds all rows,
+so that another number of ranks can cut them again.
 """
 
 from __future__ import annotations
@@ -23,13 +24,23 @@ _SENT_BYTES = 64 << 20  # in one message: all that is held beside a shard and th
 
 def sharded_names(module: nn.Module) -> list[str]:
     """Return the names of the module's parameters that are cut over ranks."""
-    return [name for name, parameter in module.named_parameters() if _shard(parameter)]
+    return [name for name, parameter in module.named_parameters() if _is_cut(parameter)]
+
+
+def by_fsdp(value: Any) -> bool:
+    """Return whether `value` is a DTensor (whose module takes half a second to import)."""
+    return hasattr(value, "to_local")
+
+
+def local(value: Tensor) -> Tensor:
+    """Return this rank's rows of a DTensor, in its memory; any other tensor as it is."""
+    return value.to_local() if by_fsdp(value) else value  # type: ignore[operator]
 
 
 def whole_norms(norms: Sequence[Tensor], parameters: Iterable[Tensor]) -> list[Tensor]:
     """Return L2 norms (), one of each parameter: those of shards become those of all their rows."""
     whole = list(norms)
-    cut = [i for i, parameter in enumerate(parameters) if _shard(parameter)]
+    cut = [i for i, parameter in enumerate(parameters) if _is_cut(parameter)]
     if cut:
         squares = torch.stack([whole[i] for i in cut]).square()
         dist.all_reduce(squares)
@@ -47,10 +58,16 @@ def scaler(module: nn.Module, device: torch.device, enabled: bool) -> torch.amp.
     return ShardedGradScaler(device.type)
 
 
-def whole_weights(module: nn.Module, world: World) -> dict[str, Tensor]:
-    """Return the state dict, on rank 0 with every row of its shards; all ranks must ask for it together."""
+def whole_weights(
+    module: nn.Module, world: World, weights: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the state dict (or `weights` cut like it), on rank 0 with every row of its shards.
+
+    All ranks must ask for it together.
+    """
     live = _parameters(module)
-    return {name: _whole(value, live.get(name), world) for name, value in module.state_dict().items()}
+    values = module.state_dict() if weights is None else weights
+    return {name: _whole(value, live.get(name), world) for name, value in values.items()}
 
 
 def own_weights(module: nn.Module, weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -58,7 +75,7 @@ def own_weights(module: nn.Module, weights: Mapping[str, Tensor], part: str) -> 
     live = _parameters(module)
     for name, value in weights.items():
         shape = _whole_shape(live.get(name, value))
-        if name in live and _shard(live[name]) and tuple(value.shape) != shape:
+        if name in live and _is_cut(live[name]) and tuple(value.shape) != shape:
             has = f"the checkpoint has {tuple(value.shape)}, the model {shape}"
             raise UserError(f"checkpoint: {part}.{name}: {has}, cut over {dist.get_world_size()} ranks")
     return {name: _own(value, live.get(name)) for name, value in weights.items()}
@@ -87,6 +104,9 @@ def _changed(
 
 def _whole(value: Tensor, parameter: Tensor | None, world: World) -> Tensor:
     """Return on rank 0 all rows of what is shaped like a shard; anything else as it is."""
+    if by_fsdp(value):
+        every: Tensor = value.full_tensor()  # type: ignore[operator]
+        return every.cpu() if world.is_main else value
     shard = _shard(parameter)
     if parameter is None or shard is None or value.shape != parameter.shape:
         return value
@@ -105,9 +125,18 @@ def _whole(value: Tensor, parameter: Tensor | None, world: World) -> Tensor:
 
 def _own(value: Tensor, parameter: Tensor | None) -> Tensor:
     shard = _shard(parameter)
-    if parameter is None or shard is None or tuple(value.shape) != _whole_shape(parameter):
+    if parameter is None or not _is_cut(parameter) or tuple(value.shape) != _whole_shape(parameter):
         return value
+    if shard is None:
+        return _own_rows(value, parameter)
     return value[shard.start : shard.stop].clone()
+
+
+def _own_rows(value: Tensor, like: Any) -> Tensor:
+    from torch.distributed.tensor import distribute_tensor
+
+    # Nothing is sent: every rank has read the whole, of which the clone keeps no more than its rows.
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
 
 
 def _pieces(rows: Tensor) -> Iterator[Tensor]:
@@ -126,3 +155,7 @@ def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def _shard(parameter: Tensor | None) -> Any:
     return getattr(parameter, "shard", None)
+
+
+def _is_cut(parameter: Tensor) -> bool:
+    return by_fsdp(parameter) or _shard(parameter) is not None

@@ -23,7 +23,8 @@ class Task:
 
     A part of the head with `at_step(step, steps, steps_per_epoch)` is told of each step before it is taken.
     With `features` the batches hold cached features (B,F) in place of images. `evaluate(embedder, step)` is
-    called on every rank with the weights that would be exported; it may return nothing but on rank 0.
+    called on every rank with the weights that would be exported; it may return nothing but on rank 0 (with
+    `hw.shard=fsdp` only rank 0's embedder has weights).
     `refit(embedder)` is called on rank 0 after the last step, with the same weights; the neck that it leaves
     is saved beside the trained one, which stays as it is.
     """

@@ -1,0 +1,156 @@
+"""Weights, gradients and optimiser states cut over ranks (FSDP2), for towers that no device holds whole.
+
+Each rank keeps a part of the rows of every parameter (`train.sharding` puts them together for a checkpoint);
+a block's weights are whole only while it works. Averaging, clipping and steps are those of DDP but for
+rounding. What stays to be held whole: on each rank, in host memory, the embedder while it is built; on rank
+0, the weights while it evaluates, refits or saves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from guie.errors import UserError
+from guie.train.distributed import Hardware, World
+from guie.train.sharding import sharded_names
+from guie.train.synced_bn import synchronise
+from guie.types import Batch
+
+_SENT_BYTES = 64 << 20  # in one message
+
+
+def check(hardware: Hardware) -> None:
+    """Raise UserError for what does not go with `hw.shard=fsdp`, named by its key."""
+    if hardware.shard == "none":
+        return
+    if hardware.compile:
+        raise UserError("hw.compile: true with hw.shard=fsdp; accepted: false, or hw.shard=none")
+    if hardware.precision == "fp16":
+        raise UserError("hw.precision: 'fp16' with hw.shard=fsdp; accepted: auto, native, fp32, bf16")
+
+
+def cut(
+    trained: Any, optimizer: Optimizer, dtype: torch.dtype | None, sync_bn: bool, world: World
+) -> nn.Module:
+    """Cut the parameters of `trained` (its `embedder` and `head`) over ranks; return the embedder's skeleton.
+
+    The optimiser, which must not have stepped yet, gets the new parameters in place of the old. What a head
+    has cut itself (partial FC) stays as it is. Blocks are gathered in `dtype`, the rest in its own type: so
+    the sum that runs through a transformer is as exact as under autocast alone.
+
+    Raises UserError for a parameter that is a single number.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    skeleton = _skeleton(trained.embedder)
+    former = dict(trained.named_parameters())
+    own = set(sharded_names(trained))
+    _prepare({name: p for name, p in former.items() if name not in own}, trained.buffers())
+    if sync_bn:
+        synchronise(trained, world)
+    apart = {former[name] for name in own}
+    for parameter in apart:
+        parameter.data = parameter.data.to(world.device)
+    rules: dict[str, Any] = {
+        "mesh": init_device_mesh(world.device.type, (world.size,)),
+        "ignored_params": apart,
+    }
+    half = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    for block in blocks(getattr(trained.embedder, "backbone", trained.embedder)):
+        fully_shard(block, mp_policy=half if dtype and _may_be_half(block) else MixedPrecisionPolicy(), **rules)
+    fully_shard(trained, **rules)
+    _hand_over(optimizer, former, dict(trained.named_parameters()))
+    return skeleton
+
+
+class Cut:
+    """Calls a cut model as DDP does a replicated one: with the buffers of rank 0; in `no_sync` nothing is sent.
+
+    Gradients of micro-batches are kept whole until the last one.
+    """
+
+    def __init__(self, trained: Any) -> None:
+        self._trained, self._shares = trained, True
+
+    def __call__(self, batch: Batch) -> Any:
+        """Return what the model returns."""
+        if self._shares:
+            _take_from_main(list(self._trained.buffers()))
+        return self._trained(batch)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Keep each rank's gradients to itself for as long as the block lasts."""
+        self._set(False)
+        try:
+            yield
+        finally:
+            self._set(True)
+
+    def _set(self, shares: bool) -> None:
+        self._shares = shares
+        self._trained.set_requires_gradient_sync(shares)
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a network: two or more of one class in a list, each made of other modules.
+
+    Where such lists hold one another (the stages of a ConvNeXt) it is the innermost that count.
+    """
+    found: list[nn.Module] = []
+    for listed in network.modules():
+        if isinstance(listed, nn.Sequential | nn.ModuleList):
+            members = [child for child in listed.children() if any(True for _ in child.parameters())]
+            alike = len({type(member) for member in members}) == 1
+            if alike and len(members) > 1 and all(any(True for _ in m.children()) for m in members):
+                found += members
+    inside = set(found)
+    return [block for block in found if not any(m in inside for m in block.modules() if m is not block)]
+
+
+def filled(skeleton: nn.Module, weights: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+    """Return an embedder of its own with `weights`, in evaluation mode."""
+    made = copy.deepcopy(skeleton)
+    made.load_state_dict(dict(weights), assign=True)
+    return made.to(device).eval()
+
+
+def _skeleton(embedder: nn.Module) -> nn.Module:
+    """Return a copy whose parameters take no memory; what FSDP has cut cannot be copied."""
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in embedder.parameters()}
+    return copy.deepcopy(embedder, empty)  # type: ignore[arg-type]
+
+
+def _may_be_half(block: nn.Module) -> bool:
+    return not any(isinstance(module, _BatchNorm) for module in block.modules())
+
+
+def _prepare(parameters: Mapping[str, nn.Parameter], buffers: Iterator[Tensor]) -> None:
+    """Lay parameters out as FSDP wants them; every rank begins with those of rank 0."""
+    for name, parameter in parameters.items():
+        if parameter.ndim == 0:
+            raise UserError(f"hw.shard: fsdp cannot cut {name}, a single number; accepted: none")
+        parameter.data = parameter.data.contiguous()
+    _take_from_main([*(parameter.detach() for parameter in parameters.values()), *buffers])
+
+
+def _take_from_main(tensors: Sequence[Tensor]) -> None:
+    if tensors:
+        dist._broadcast_coalesced(dist.distributed_c10d._get_default_group(), tensors, _SENT_BYTES, 0)
+
+
+def _hand_over(optimizer: Optimizer, former: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
+    assert not optimizer.state, "an optimiser that has stepped holds whole states"
+    now = {id(parameter): present[name] for name, parameter in former.items()}
+    for group in optimizer.param_groups:
+        group["params"] = [now[id(parameter)] for parameter in group["params"]]
