@@ -15,6 +15,7 @@ from guie.data.sampling import Shuffled
 from guie.datasets.manifest import from_columns
 from guie.embed import CachedBatches, Reader, Views, augmented_views, cache_features, embed, space_id
 from guie.errors import UserError
+from guie.models.pooling import MAC, Average, GeM
 from guie.resize import load
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))
@@ -132,6 +133,13 @@ def test_the_cache_key_follows_weights_pictures_preprocessing_and_views_but_not_
     embedder.preprocess = type(embedder.preprocess)(size_px=(4, 4), interpolation="bilinear")
     seen.add(path())
     assert len(seen) == 5
+
+
+def test_features_of_another_pooling_are_other_features(embedder, manifest, tmp_path):
+    paths = set()
+    for embedder.pool in (Average(), MAC(), GeM(eps=1e-6), GeM(eps=1e-3)):
+        paths.add(cache_features(embedder, manifest, tmp_path / "c", READER).path)
+    assert len(paths) == 4
 
 
 def test_views_are_kept_apart_and_drawn_as_a_function_of_the_step(embedder, manifest, tmp_path):

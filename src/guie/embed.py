@@ -65,8 +65,14 @@ class Views:
 
 def space_id(embedder: Any, weights: Mapping[str, Tensor] | None = None) -> str:
     """Return the name of the space that `embedder` (with `weights`, by default its own) embeds into."""
-    pool = type(getattr(embedder, "pool", None)).__name__  # poolings may differ without a weight
-    return checkpoint.space_id(weights or embedder.state_dict(), embedder.preprocess, pool)
+    return checkpoint.space_id(weights or embedder.state_dict(), embedder.preprocess, _weightless(embedder))
+
+
+def _weightless(embedder: Any) -> str:
+    """Return what an embedder does without a weight that would tell: its pooling, what it cuts away."""
+    pool, backbone = getattr(embedder, "pool", None), getattr(embedder, "backbone", None)
+    kinds = (type(pool).__name__, type(getattr(backbone, "trim", None)).__name__)
+    return " ".join([*kinds, str(getattr(pool, "eps", ""))])
 
 
 def embed(
@@ -128,7 +134,7 @@ def cache_features(
     """
     parts = {name: value for name, value in embedder.state_dict().items() if not name.startswith("neck.")}
     view_key = f"{views.num} {views.key}" if views else "exact"
-    key = _hash(checkpoint.space_id(parts, embedder.preprocess), manifest.fingerprint(), view_key)
+    key = _hash(space_id(embedder, parts), manifest.fingerprint(), view_key)
     path = folder / f"features-{key}.npy"
     num_views = views.num if views else 1
     picture = views.picture if views else _exact(manifest, embedder)
