@@ -22,7 +22,7 @@ from guie.data.sampling import rank_slots
 from guie.datasets.manifest import Manifest
 from guie.errors import UserError
 from guie.models.weights import checked_file, is_file_name
-from guie.train import trackers
+from guie.train import fsdp, trackers
 from guie.train.distributed import Hardware, World
 from guie.train.hooks import JsonLines, LogLines
 from guie.train.loop import Run, Settings, Summary, Task, fit
@@ -101,6 +101,7 @@ def open_data(cfg: Mapping[str, Any], here: World) -> Data:
     Comes before the run folder is made, so that a mistake leaves none behind; settings are checked, too.
     """
     build(cfg["trainer"], where="trainer").check()
+    fsdp.check(build(cfg["hw"], where="hw"))
     trackers.check(resolve(cfg["tracker"]["_target_"]))
     _check_weights(cfg["backbone"])
     if cfg["ckpt"]:
