@@ -1,7 +1,7 @@
 """One run on several processes of this machine: what torchrun would start, with the exit code of the run.
 
 torchrun itself serves several nodes (docs/cluster.md). On one machine it is not used: it ends with 1 whatever
-the run said, tells each failure once per rank, and kills ranks that need more than half a minute to save.
+the run said, tells each failure once per rank, and by default kills ranks that take half a minute to save.
 """
 
 from __future__ import annotations
