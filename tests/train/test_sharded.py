@@ -58,11 +58,11 @@ MORE = {
 OPTIMISED = "sampled, adamw, clipped"
 
 
-def trained(case, folder, world=None, *, hooks=(), resume=None, **changes):
+def trained(case, folder, world=None, *, hooks=(), resume=None, dtype=torch.float64, **changes):
     world = world or World()
     make_head, make_optimizer, options = (CASES | MORE)[case]
     torch.manual_seed(0)
-    embedder, head = TinyEmbedder().double(), make_head().double()
+    embedder, head = TinyEmbedder().to(dtype), make_head().to(dtype)
     optimizer = make_optimizer(lr=0.02, embedder=embedder, head=head)
     spread = 1 if isinstance(head, Weighted) else 2  # classes of both blocks
 
@@ -117,6 +117,23 @@ def test_two_ranks_equal_one_process_for_every_optimiser_and_loss(tmp_path):
 @pytest.mark.slow
 def test_four_ranks_with_blocks_of_two_and_three_equal_one_process(tmp_path):
     ranks_and_one_process_agree({**CASES, **MORE}, tmp_path, ranks=4)
+
+
+@pytest.mark.slow
+def test_two_ranks_stay_near_one_process_in_float32(tmp_path):
+    changes = {"dtype": torch.float32, "max_steps": 10}
+    one = trained(OPTIMISED, tmp_path / "one", **changes)
+
+    def near(world):
+        two = trained(OPTIMISED, tmp_path / "two", world, **changes)
+        shard = two.head.shard
+        torch.testing.assert_close(
+            two.head.weight, one.head.weight[shard.start : shard.stop], rtol=0, atol=1e-5
+        )
+        for a, b in zip(one.embedder.parameters(), two.embedder.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+    assert run_ranks(2, near, tmp_path) == [0, 0], logs(tmp_path)
 
 
 @pytest.mark.slow
