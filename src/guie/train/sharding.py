@@ -32,9 +32,9 @@ def by_fsdp(value: Any) -> bool:
     return hasattr(value, "to_local")
 
 
-def local(value: Tensor) -> Tensor:
+def local(value: Any) -> Tensor:
     """Return this rank's rows of a DTensor, in its memory; any other tensor as it is."""
-    return value.to_local() if by_fsdp(value) else value  # type: ignore[operator]
+    return value.to_local() if by_fsdp(value) else value
 
 
 def whole_norms(norms: Sequence[Tensor], parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -102,10 +102,10 @@ def _changed(
     return {**state, "state": changed}
 
 
-def _whole(value: Tensor, parameter: Tensor | None, world: World) -> Tensor:
+def _whole(value: Any, parameter: Tensor | None, world: World) -> Tensor:
     """Return on rank 0 all rows of what is shaped like a shard; anything else as it is."""
     if by_fsdp(value):
-        every: Tensor = value.full_tensor()  # type: ignore[operator]
+        every: Tensor = value.full_tensor()
         return every.cpu() if world.is_main else value
     shard = _shard(parameter)
     if parameter is None or shard is None or value.shape != parameter.shape:
