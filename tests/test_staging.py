@@ -306,6 +306,13 @@ def test_the_same_classes_in_another_order_take_their_rows_along():
     assert not torch.equal(head.weight, former.weight)
 
 
+def test_classes_that_the_data_has_no_more_are_left_behind_and_counted():
+    former, head, _ = taken(arcface, now=["c"])
+    assert torch.equal(head.weight, former.weight[2:3])
+    classes = warm_start.matched(named(THEN), ["c", "x"], ["set/c", "set/x"])
+    assert str(classes) == "1 classes kept, 1 new, 3 gone"
+
+
 def test_the_bias_of_a_new_class_is_the_mean_of_the_former():
     former, head, _ = taken(lambda classes, seed: Softmax(num_classes=classes, embed_dim=5))
     assert torch.equal(head.linear.bias[[0, 2]], former.linear.bias[[3, 1]])
@@ -346,7 +353,8 @@ def test_the_shard_of_a_rank_is_its_part_of_the_whole():
 def test_class_means_equal_a_loop_and_a_class_without_pictures_has_none():
     rng = np.random.default_rng(0)
     vectors, labels = rng.normal(size=(30, 4)).astype(np.float32), rng.choice(["a", "b"], 30)
-    found = warm_start.class_means(vectors, labels, ["b", "none", "a"])
+    sums, counts = warm_start.class_sums(vectors, labels, ["b", "none", "a"])
+    found = sums / counts[:, None]
     for row, label in ((0, "b"), (2, "a")):
         mine = [vector for vector, other in zip(vectors, labels, strict=True) if other == label]
         assert np.allclose(found[row], sum(mine) / len(mine), atol=1e-6)

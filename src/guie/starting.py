@@ -72,14 +72,14 @@ def class_means(
 ) -> Any:
     """Return the mean embeddings (M,D) of training pictures of `classes` (M,), NaN where there are none.
 
-    Orientations that are classes have none: what they look like is not computed.
+    Each rank embeds its share. Orientations that are classes have none: how they look is not computed.
     """
-
-    def work() -> Any:
-        wanted = [names[i] for i in classes]
-        if len(names) > rows.num_classes:
-            return warm_start.class_means(np.zeros((0, embedder.neck.embed_dim)), np.zeros(0, str), wanted)
-        some = rows.select(warm_start.spread(rows.labels, classes, cfg["warm_start"]["images_per_class"]))
+    wanted = [names[i] for i in classes]
+    sums, counts = warm_start.class_sums(np.zeros((0, embedder.neck.embed_dim)), np.zeros(0, str), wanted)
+    chosen = warm_start.spread(rows.labels, classes, cfg["warm_start"]["images_per_class"])
+    mine = chosen[here.rank :: here.size]
+    if len(mine) and len(names) == rows.num_classes:
+        some = rows.select(mine)
         found = embed.embed(
             warm_start.Raw(embedder),
             some,
@@ -87,9 +87,8 @@ def class_means(
             bad_images=BadImages(some, policy=cfg["bad_images"], max_share=1.0),
             progress=partial(notice, "embeddings of new classes"),
         )
-        return warm_start.class_means(found.vectors, found.labels, wanted)
-
-    return here.on_main(work)
+        sums, counts = warm_start.class_sums(found.vectors, found.labels, wanted)
+    return (here.mean(sums) / here.mean(counts)[:, None]).float()
 
 
 def labels(cfg: Mapping[str, Any], rows: Manifest, num_classes: int) -> Labels:

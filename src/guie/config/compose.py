@@ -154,7 +154,10 @@ def with_stages(
     staged = {}
     for name, changed in changes.items():
         further = [o for o in of_stages.get(name, ()) if not o.startswith("init=")]
-        staged[name] = _stage(command, name, [*stages.combined(changed, overrides), *further])
+        if changed.keys() <= {"init"}:
+            staged[name] = {**plain, "stages": None, "only": None}
+        else:
+            staged[name] = _stage(command, name, [*stages.combined(changed, overrides), *further])
     stages.check_inits(changes, {name: cfg["trainer"]["epochs"] for name, cfg in staged.items()})
     return {**plain, "stages": changes, "staged": staged}
 

@@ -103,7 +103,7 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 def resampled(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights, position embeddings brought to the backbone's own grid (bicubic, antialiased)."""
     own, found = backbone.state_dict(), dict(weights)
-    grid = next((m.grid_size for m in backbone.modules() if getattr(m, "grid_size", None)), None)
+    grid: Any = next((m.grid_size for m in backbone.modules() if getattr(m, "grid_size", None)), None)
     for name in weights.keys() & own.keys():
         is_position = name.endswith(("pos_embed", "positional_embedding")) and own[name].ndim in (2, 3)
         if grid and is_position and own[name].shape != weights[name].shape:
@@ -206,14 +206,13 @@ class Raw(nn.Module):
         return replace(output, z=output.raw)
 
 
-def class_means(vectors: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Tensor:
-    """Return the means (M,D) of the vectors (N,D) of each class, labels (N,) str; NaN where there is none."""
+def class_sums(vectors: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return sums (M,D) float64 of the vectors (N,D) of each class, labels (N,) str, and how many (M,)."""
     place = {name: i for i, name in enumerate(classes)}
-    of = np.array([place[label] for label in labels], np.int64)
-    sums = np.zeros((len(classes), vectors.shape[1]))
-    np.add.at(sums, of, vectors)
-    with np.errstate(invalid="ignore"):
-        return torch.from_numpy(sums / np.bincount(of, minlength=len(classes))[:, None]).float()
+    of = torch.tensor([place[label] for label in labels], dtype=torch.int64)
+    sums = torch.zeros(len(classes), vectors.shape[1], dtype=torch.float64)
+    sums.index_add_(0, of, torch.from_numpy(vectors).double())
+    return sums, torch.bincount(of, minlength=len(classes)).double()
 
 
 def spread(labels: np.ndarray, classes: np.ndarray, num: int) -> np.ndarray:
