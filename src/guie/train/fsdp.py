@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from guie.errors import UserError
@@ -44,13 +43,13 @@ def cut(
     """Cut the parameters of `trained` (its `embedder` and `head`) over ranks; return the embedder's skeleton.
 
     The optimiser, which must not have stepped yet, gets the new parameters in place of the old. What a head
-    has cut itself (partial FC) stays as it is. Blocks are gathered in `dtype`, the rest in its own type: so
-    the sum that runs through a transformer is as exact as under autocast alone.
+    has cut itself (partial FC) stays as it is. Matrices of blocks are gathered in `dtype`, which autocast
+    would make of them (and keep them whole until the backward pass); the rest in its own type.
 
     Raises UserError for a parameter that is a single number.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
     skeleton = _skeleton(trained.embedder)
     former = dict(trained.named_parameters())
@@ -65,18 +64,18 @@ def cut(
         "mesh": init_device_mesh(world.device.type, (world.size,)),
         "ignored_params": apart,
     }
-    half = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    policy = _policy(dtype)
     for block in blocks(getattr(trained.embedder, "backbone", trained.embedder)):
-        fully_shard(block, mp_policy=half if dtype and _may_be_half(block) else MixedPrecisionPolicy(), **rules)
+        fully_shard(block, mp_policy=policy, **rules)
     fully_shard(trained, **rules)
     _hand_over(optimizer, former, dict(trained.named_parameters()))
     return skeleton
 
 
 class Cut:
-    """Calls a cut model as DDP does a replicated one: with the buffers of rank 0; in `no_sync` nothing is sent.
+    """Calls a cut model as DDP does a replicated one: with the buffers of rank 0.
 
-    Gradients of micro-batches are kept whole until the last one.
+    In `no_sync` no gradient is sent: those of micro-batches are kept whole until the last one.
     """
 
     def __init__(self, trained: Any) -> None:
@@ -119,9 +118,9 @@ def blocks(network: nn.Module) -> list[nn.Module]:
 
 
 def filled(skeleton: nn.Module, weights: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-    """Return an embedder of its own with `weights`, in evaluation mode."""
+    """Return an embedder with its own copy of `weights`, in evaluation mode."""
     made = copy.deepcopy(skeleton)
-    made.load_state_dict(dict(weights), assign=True)
+    made.load_state_dict({name: v.to(device, copy=True) for name, v in weights.items()}, assign=True)
     return made.to(device).eval()
 
 
@@ -131,8 +130,22 @@ def _skeleton(embedder: nn.Module) -> nn.Module:
     return copy.deepcopy(embedder, empty)  # type: ignore[arg-type]
 
 
-def _may_be_half(block: nn.Module) -> bool:
-    return not any(isinstance(module, _BatchNorm) for module in block.modules())
+def _policy(dtype: torch.dtype | None) -> Any:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    if dtype is None:
+        return MixedPrecisionPolicy()
+    if "param_dtype_override_fn" not in MixedPrecisionPolicy.__dataclass_fields__:
+        has = f"hw.precision: bf16 with hw.shard=fsdp and torch {torch.__version__}"
+        raise UserError(f"{has}; accepted: torch 2.15, or hw.precision=fp32")
+    return MixedPrecisionPolicy(
+        dtype, torch.float32, cast_forward_inputs=False, param_dtype_override_fn=_dtype_of_vectors
+    )
+
+
+def _dtype_of_vectors(parameter: Tensor) -> torch.dtype | None:
+    """Return the type of biases, norms and scales of layers: their own, as under autocast."""
+    return parameter.dtype if parameter.ndim < 2 else None
 
 
 def _prepare(parameters: Mapping[str, nn.Parameter], buffers: Iterator[Tensor]) -> None:
