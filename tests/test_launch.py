@@ -12,7 +12,7 @@ import pytest
 
 from guie import launch
 from guie.errors import UserError
-from guie.launch import Launch, Placement, first_host, placement, run_ranks
+from guie.launch import Launch, Placement, first_host, placement, ranks_here, run_ranks
 
 SRUN = {"SLURM_JOB_ID": "20077", "SLURM_STEP_ID": "0", "SLURM_JOB_NODELIST": "gpu[007-009,012],big1"}
 SRUN |= {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
@@ -41,6 +41,13 @@ def test_a_step_of_srun_may_be_smaller_than_its_job():
 def test_a_batch_script_is_alone_though_it_sees_the_number_of_tasks():
     script = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_ID"}
     assert placement({**script, "SLURM_PROCID": "0"}).size == 1
+
+
+def test_the_ranks_of_a_machine_share_its_cores():
+    assert ranks_here({}) == 1
+    assert ranks_here({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}) == 4
+    assert ranks_here({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}) == 4
+    assert ranks_here({"SLURM_STEP_TASKS_PER_NODE": "4"}) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,17 @@ def described(cfg: Mapping[str, Any], ranks: int) -> str:
     sampler = assembly.sampler(cfg, data.rows)
     slots = rank_slots(settings.batch_size, 0, ranks, settings.accumulate)
     costs = measured(cfg, data.rows, sampler, slots.shape[1])
+    if cfg["hw"]["shard"] == "fsdp":
+        costs = cut(costs, ranks)
     lines = [*_said_of_data(data), *_said_of_steps(settings, sampler, ranks, slots.shape[1])]
     return "\n".join([*lines, *_said_of_costs(costs, settings)])
+
+
+def cut(costs: Costs, ranks: int) -> Costs:
+    """Return the costs of one of `ranks` among which the weights and what belongs to them are cut."""
+    cut = ("weights", "gradients", "optimiser", "average")
+    memory = {name: -(-size // ranks) if name in cut else size for name, size in costs.memory.items()}
+    return replace(costs, memory=memory)
 
 
 def measured(cfg: Mapping[str, Any], rows: Any, sampler: Any, micro_batch: int) -> Costs:

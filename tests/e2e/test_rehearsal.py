@@ -108,3 +108,10 @@ def test_torchs_generator_is_left_as_it_was():
         torch.nn.Linear(4, 4)
         torch.rand(7)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_cut_over_ranks_weights_are_shared_and_activations_are_not():
+    memory = {"weights": 10, "gradients": 6, "optimiser": 21, "average": 0, "activations": 7, "batch": 1}
+    costs = rehearsal.cut(rehearsal.Costs({}, memory, 41, ""), 2)
+    assert costs.memory == {**memory, "weights": 5, "gradients": 3, "optimiser": 11}
+    assert costs.checkpoint == 41
