@@ -65,16 +65,15 @@ def planned(cfg: Mapping[str, Any], folder: Path) -> list[Stage]:
 
 
 def opened_data(stages: Sequence[Stage], here: World) -> list[training.Data]:
-    """Return each stage's data; stages with the same share it."""
+    """Return each stage's data, its settings checked against it; stages with the same data share it."""
     found: dict[str, training.Data] = {}
     keys = []
     for stage in stages:
-        keys.append(repr([stage.cfg[name] for name in ("dataset", "eval_on", "data_root", "trainer")]))
-        if keys[-1] not in found:
-            try:
-                found[keys[-1]] = training.open_data(stage.cfg, here)
-            except UserError as error:
-                raise UserError(f"stages.{stage.name}.{error}") from error
+        keys.append(repr([stage.cfg[name] for name in ("dataset", "eval_on", "data_root", "leakage")]))
+        try:
+            found[keys[-1]] = training.open_data(stage.cfg, here, found.get(keys[-1]))
+        except UserError as error:
+            raise UserError(f"stages.{stage.name}.{error}") from error
     return [found[key] for key in keys]
 
 

@@ -95,10 +95,11 @@ def open_folder(stack: ExitStack, path: Path, cfg: Mapping[str, Any]) -> str | N
     return str(folder.start) if folder.start else None
 
 
-def open_data(cfg: Mapping[str, Any], here: World) -> Data:
+def open_data(cfg: Mapping[str, Any], here: World, opened: Data | None = None) -> Data:
     """Return the rows to train and to evaluate on.
 
     Comes before the run folder is made, so that a mistake leaves none behind; settings are checked, too.
+    `opened`: the same data, where another stage has opened it.
     """
     build(cfg["trainer"], where="trainer").check()
     fsdp.check(build(cfg["hw"], where="hw"))
@@ -106,11 +107,16 @@ def open_data(cfg: Mapping[str, Any], here: World) -> Data:
     _check_weights(cfg["backbone"])
     if cfg["ckpt"]:
         checkpoint.locate(Path(cfg["ckpt"]).expanduser(), "last")
+    found = opened or _opened(cfg, here)
+    _check_batches(cfg, found.rows, here.size)
+    return found
+
+
+def _opened(cfg: Mapping[str, Any], here: World) -> Data:
     # The main process makes what is cached (drawn pictures, Arrow copies); then all read it.
     data = here.on_main(partial(assembly.manifests, cfg["dataset"], cfg["data_root"]))
     eval_sets = here.on_main(partial(assembly.manifests, cfg["eval_on"], cfg["data_root"], key="eval_on"))
     rows, asked = assembly.training_rows(data), assembly.evaluation_rows(eval_sets)
-    _check_batches(cfg, rows, here.size)
     trained = {name: manifest.split("train") for name, manifest in data.items()}
     leaks = here.on_main(partial(safety.checked_leaks, trained, asked, cfg["leakage"]))
     return Data(rows, asked, leaks)

@@ -144,10 +144,20 @@ def test_finished_stages_refuse_changes_and_a_finished_run_is_passed_over(straig
     assert hashes(straight) == before
 
 
-def test_missing_data_of_a_later_stage_is_missed_before_the_first_begins(drawn, tmp_path):
-    stages = f"{{small: {{}}, large: {{dataset: [toy, folder], dataset.folder.root: {tmp_path}/none}}}}"
-    with pytest.raises(UserError, match=r"^stages\.large\.dataset\.folder\.root: no folder"):
-        run("train", *SHARED, f"stages={stages}", f"data_root={drawn}", f"run_dir={tmp_path / 'run'}")
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            "dataset: [toy, folder], dataset.folder.root: nowhere",
+            r"^stages\.large\.dataset\.folder\.root: no fol",
+        ),
+        ("sampler: per_class, sampler.k: 5", r"^stages\.large\.sampler\.k: 5 images per class"),
+    ],
+)
+def test_what_a_later_stage_lacks_is_missed_before_the_first_begins(drawn, tmp_path, stage, message):
+    stages = f"stages={{small: {{}}, large: {{{stage}}}}}"
+    with pytest.raises(UserError, match=message):
+        run("train", *SHARED, stages, f"data_root={drawn}", f"run_dir={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 
