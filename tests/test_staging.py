@@ -1,5 +1,6 @@
 """Stages as they are composed and planned, and what one takes over from the one before."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from guie import assembly, checkpoint, runfolder, staging
+from guie import assembly, checkpoint, runfolder, staging, starting
 from guie.build import build
 from guie.config.compose import composed, directory
 from guie.errors import UserError
@@ -392,6 +393,32 @@ def test_an_embedder_takes_all_that_fits_and_names_the_rest():
     assert same.pool.p.item() == 1.0  # a setting
     assert warm_start.take_embedder(narrow, former.state_dict()) == ["neck"]
     assert torch.equal(narrow.backbone.conv.weight, former.backbone.conv.weight)
+
+
+@pytest.mark.parametrize(
+    ("anew", "labels", "head", "said"),
+    [
+        ([], THEN, "keep", r"head: 2 classes kept, 3 new, 2 gone; not taken: optimiser$"),
+        ([], THEN, "drop", r"head: begins anew \(warm_start\.head=drop\)$"),
+        ([], None, "keep", r"head: begins anew, there is no labels\.parquet in .*$"),
+        (
+            ["neck"],
+            THEN,
+            "keep",
+            r"neck: begins anew, .*; head: begins anew, its rows belong to another neck$",
+        ),
+    ],
+)
+def test_what_was_taken_is_said_in_one_line(tmp_path, anew, labels, head, said):
+    if labels:
+        runfolder.write_labels(tmp_path, labels, full=labels)
+    cfg = {"warm_start": {"_target_": "guie.train.warm_start.WarmStart", "head": head}}
+    state = checkpoint.State(7, {"head": arcface(seed=1).state_dict()})
+    former, mine = starting.Former(tmp_path, state, anew), arcface(5, seed=2)
+    before = mine.weight.clone()
+    words = starting.take_head(cfg, former, mine, {"names": NOW, "full": NOW}, lambda new: MEANS)
+    assert re.search(said, words) and words.startswith(f"started from step 7 of {tmp_path}; ")
+    assert torch.equal(mine.weight, before) == ("2 classes kept" not in words)
 
 
 def test_another_backbone_is_refused():
