@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guie import embeddings, results
+from guie import embeddings, results, safety
 from guie.errors import UserError
 from guie.evaluate import Protocol, evaluate
 from guie.types import Embeddings
@@ -76,7 +76,10 @@ def of_model(cfg: Mapping[str, Any], notice: Any) -> None:
     untrained = assembly.untrained_embedder(trained).to(device) if trained and cfg["floors"] else None
     floors = bench.floors(untrained) if cfg["floors"] else {}
     facts = {"floors": floors, "space_id": space_id(embedder), "seed": cfg["seed"], "ckpt": str(folder)}
-    results.write_results(out, bench.evaluation(found), facts, found=found, sets=sets)
+    evaluation = bench.evaluation(found)
+    results.write_results(out, evaluation, facts, found=found, sets=sets)
+    if short := safety.shortfalls(evaluation.metrics, floors):
+        log.warning("%s", safety.told(short))
     print(f"report      {out / 'report.html'}")
 
 

@@ -93,15 +93,19 @@ def leaks(trained: Mapping[str, Manifest], asked: Mapping[str, Manifest]) -> lis
     Labels count only below the same root, for elsewhere the same name may mean another thing. Protocols with
     the same classes on both sides are legitimate: the caller tells, it does not judge.
     """
-    import pyarrow.compute as pc
+    import pyarrow as pa
 
     found = []
     for target, theirs in asked.items():
+        place = _places(theirs)
         for source, ours in trained.items():
-            if ours.root.resolve() == theirs.root.resolve():
+            here, there = ours.root.resolve(), theirs.root.resolve()
+            same_place = pa.array([False] * len(theirs))
+            if here == there:
                 found.append(_leak("classes", source, target, *_shared_labels(ours, theirs)))
-            same_place = pc.is_in(_places(theirs), value_set=_places(ours))
-            found.append(_leak("pictures", source, target, same_place, _places(theirs)))
+            if here == there or here in there.parents or there in here.parents:
+                same_place = _among(place, _places(ours))
+                found.append(_leak("pictures", source, target, same_place, place))
             found.append(_leak("bytes", source, target, *_shared_bytes(ours, theirs, same_place)))
     return [leak for leak in found if leak.num]
 
@@ -114,12 +118,18 @@ def _leak(kind: str, source: str, target: str, shared: Any, shown: Any) -> Leak:
     return Leak(kind, source, target, int(pc.sum(shared).as_py() or 0), len(shown), examples)
 
 
-def _shared_labels(ours: Manifest, theirs: Manifest) -> tuple[Any, Any]:
-    import pyarrow as pa
+def _among(values: Any, known: Any) -> Any:
+    """Return which of `values` (N,) are among `known`, (N,) bool; null is among nothing."""
     import pyarrow.compute as pc
 
+    return pc.is_in(values, value_set=pc.unique(known).drop_null())
+
+
+def _shared_labels(ours: Manifest, theirs: Manifest) -> tuple[Any, Any]:
+    import pyarrow as pa
+
     names = pa.array(theirs.label_names, pa.string())
-    return pc.is_in(names, value_set=pa.array(ours.label_names, pa.string())), names
+    return _among(names, pa.array(ours.label_names, pa.string())), names
 
 
 def _places(rows: Manifest) -> Any:
@@ -143,5 +153,4 @@ def _shared_bytes(ours: Manifest, theirs: Manifest, known: Any) -> tuple[Any, An
     if any("sha256" not in rows.table.column_names for rows in (ours, theirs)):
         return pc.and_(known, pc.invert(known)), place
     hashes, wanted = (rows.table["sha256"].cast(pa.string()) for rows in (theirs, ours))
-    shared = pc.is_in(hashes, value_set=pc.unique(wanted).drop_null())
-    return pc.and_(shared, pc.invert(known)), place
+    return pc.and_(_among(hashes, wanted), pc.invert(known)), place

@@ -56,6 +56,6 @@ def sweep(jobs: list[list[str]], folder: str | None, slots: list[list[int]]) -> 
     from guie.slots import run_jobs, same_sweep
 
     speak()
-    chosen = Path(folder) if folder else same_sweep(jobs, Path("runs"))
+    chosen = Path(folder).expanduser() if folder else same_sweep(jobs, Path("runs"))
     chosen = chosen or Path("runs") / f"multirun-{time.strftime('%Y%m%d-%H%M%S')}"
     return run_jobs(jobs, chosen, slots, 0 if "device=cpu" in jobs[0] else _num_gpus())
