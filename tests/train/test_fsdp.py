@@ -17,9 +17,10 @@ from guie.embed import space_id
 from guie.errors import UserError
 from guie.heads.combine import Weighted
 from guie.heads.sharded import PartialFC
+from guie.train import gradients
 from guie.train.distributed import Hardware, World
 from guie.train.engine import Engine
-from guie.train.fsdp import blocks, check
+from guie.train.fsdp import _prepare, blocks, check
 from guie.train.loop import fit
 from guie.train.optim import adamw, sgd
 from guie.train.sam import sam
@@ -105,6 +106,7 @@ MORE = {
     "checkpointing": (lambda: TowerEmbedder(True), TinyHead, sgd, {}),
     "layers learn at rates of their own": (TowerEmbedder, TinyHead, adamw_by_depth, {}),
     "backbone later, then no head": (TowerEmbedder, TinyHead, adamw, LATE),
+    "frozen backbone": (TowerEmbedder, TinyHead, adamw, {"freeze_backbone": True}),
     "first layers frozen": (TowerEmbedder, TinyHead, sgd, {"freeze_until": r"blocks\.1"}),
     "a climb before each step": (TowerEmbedder, TinyHead, sgd_in_front_of_sam, CLIPPED),
     "beside class weights cut by rows": (TowerEmbedder, both_heads, adamw, CLIPPED),
@@ -158,6 +160,13 @@ def test_two_ranks_with_half_of_every_weight_equal_one_process(tmp_path):
 @pytest.mark.slow
 def test_two_ranks_equal_one_process_and_ddp_in_every_case(tmp_path):
     ranks_and_one_process_agree(CASES | MORE, tmp_path, shards=("fsdp", "none"))
+
+
+@pytest.mark.slow
+def test_the_comparison_can_fail_where_each_rank_clips_by_its_own_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(gradients, "whole_norms", lambda norms, parameters: list(norms))
+    with pytest.raises(AssertionError, match=r"assert .* < 1e-09"):
+        ranks_and_one_process_agree(CASES, tmp_path)
 
 
 @pytest.mark.slow
@@ -291,3 +300,10 @@ def test_blocks_are_the_innermost_lists_of_one_class():
 def test_what_does_not_go_with_it_is_named(hardware, message):
     with pytest.raises(UserError, match=message):
         check(hardware)
+
+
+def test_a_weight_that_is_one_number_is_refused_by_name():
+    with pytest.raises(
+        UserError, match=r"hw\.shard: fsdp cannot cut head\.t, a single number; accepted: none"
+    ):
+        _prepare({"head.t": nn.Parameter(torch.tensor(1.0))}, iter(()))

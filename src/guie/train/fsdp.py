@@ -9,7 +9,7 @@ rounding. What stays to be held whole: on each rank, in host memory, the embedde
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,7 @@ def cut(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    trained.to("cpu")  # what a rank has used before is on its device; blocks go there one by one, cut
     skeleton = _skeleton(trained.embedder)
     former = dict(trained.named_parameters())
     own = set(sharded_names(trained))
@@ -127,7 +128,7 @@ def filled(skeleton: nn.Module, weights: Mapping[str, Tensor], device: torch.dev
 def _skeleton(embedder: nn.Module) -> nn.Module:
     """Return a copy whose parameters take no memory; what FSDP has cut cannot be copied."""
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in embedder.parameters()}
-    return copy.deepcopy(embedder, empty)  # type: ignore[arg-type]
+    return copy.deepcopy(embedder, empty)
 
 
 def _policy(dtype: torch.dtype | None) -> Any:
@@ -157,7 +158,7 @@ def _prepare(parameters: Mapping[str, nn.Parameter], buffers: Iterator[Tensor]) 
     _take_from_main([*(parameter.detach() for parameter in parameters.values()), *buffers])
 
 
-def _take_from_main(tensors: Sequence[Tensor]) -> None:
+def _take_from_main(tensors: list[Tensor]) -> None:
     if tensors:
         dist._broadcast_coalesced(dist.distributed_c10d._get_default_group(), tensors, _SENT_BYTES, 0)
 
