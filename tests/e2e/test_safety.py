@@ -1,13 +1,14 @@
 """What makes a result doubtful is said by the command and kept with its numbers."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from commands import SMALL, TOY, console, metrics
 from safetensors.torch import save_file
 
-from guie import assembly, rehearsal
+from guie import assembly, rehearsal, training
 from guie.config.compose import composed
 from guie.safety import shortfalls
 
@@ -20,6 +21,39 @@ def test_metrics_json_says_what_is_below_the_frozen_baseline_and_log_txt_warned(
     warned = [line for line in (tiny_run.folder / "log.txt").read_text().splitlines() if "WARNING" in line]
     last = [line for line in warned if f"step {found['step']}: mP@5 below the frozen backbone" in line]
     assert len(last) == bool(expected)
+
+
+def better(node):
+    """Return metrics in which every mP@5 is out of reach."""
+    if not isinstance(node, dict):
+        return node
+    return {name: 1.5 if name == "mP@5" else better(value) for name, value in node.items()}
+
+
+def test_guie_eval_warns_and_keeps_what_is_below(tiny_run, tmp_path, monkeypatch, capsys):
+    floors = {"backbone": better(metrics(tiny_run.folder)["trained"])}
+    monkeypatch.setattr("guie.bench.Bench.floors", lambda *_: floors)
+    words = [f"ckpt={tiny_run.folder}", f"out={tmp_path}", f"data_root={tiny_run.data}", "threads=1"]
+    code, lines = console(monkeypatch, capsys, "eval", *words)
+    assert code == 0
+    (warned,) = [line for line in lines if line.startswith("WARNING: mP@5 below the frozen backbone: ")]
+    assert warned.endswith(" and 3 more")
+    below = metrics(tmp_path)["below_frozen"]
+    assert [one["where"] for one in below][:2] == ["merged", "toy/building"] and len(below) == 7
+    assert below[0]["frozen"] == 1.5
+
+
+def test_an_evaluation_in_training_warns_with_its_step(tiny_run, tmp_path, caplog):
+    numbers = metrics(tiny_run.folder)["trained"]
+    (tmp_path / "floors.json").write_text(json.dumps({"backbone": better(numbers)}))
+    bench = SimpleNamespace(
+        evaluation=lambda _: SimpleNamespace(metrics=numbers), embeddings=lambda _: None, sets=["toy"]
+    )
+    with caplog.at_level("WARNING", "guie"):
+        found = training._evaluated(bench, None, tmp_path, 7)
+    assert found["frozen_mP@5"] == 1.5 and found["mP@5"] == numbers["merged"]["mP@5"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("step 7: mP@5 below the frozen backbone: ")
 
 
 def test_each_evaluation_stands_beside_the_frozen_baseline(tiny_run):
@@ -53,13 +87,13 @@ def told(monkeypatch, capsys, tmp_path, drawn):
     """Return a call that runs guie-train on the tiny set, in an empty folder, and gives what it said."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*words, data=TOY):
+    def told_by(*words, data=TOY):
         given = [*SMALL, *data, f"data_root={drawn}", "run_dir=run", *words]
         code, lines = console(monkeypatch, capsys, "train", *given)
         assert not (tmp_path / "run").exists()
         return code, lines
 
-    return run
+    return told_by
 
 
 @pytest.mark.parametrize(
