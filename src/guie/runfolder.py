@@ -27,7 +27,7 @@ from guie.errors import UserError
 
 # What may differ between a run and its continuation: how long and where it runs, not what it computes.
 LIMITS = ("trainer.max_steps", "trainer.epochs")
-MAY_DIFFER = {*LIMITS, "run_dir", "resume", "data_root", "hw.workers", "hw.threads"}
+MAY_DIFFER = {*LIMITS, "run_dir", "resume", "data_root", "hw.workers", "hw.threads", "hw.shard"}
 
 RunState = Literal["running", "interrupted", "finished"]
 
