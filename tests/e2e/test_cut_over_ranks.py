@@ -37,7 +37,7 @@ def torchrun(*words):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_tower_cut_over_two_processes_trains_evaluates_and_is_read_by_one(tmp_path, drawn):
+def test_a_tower_cut_over_two_processes_trains_evaluates_and_is_continued_by_one(tmp_path, drawn):
     for shard in ("fsdp", "none"):
         words = [*TINY, *TOWER, f"data_root={drawn}", f"run_dir={tmp_path / shard}", f"hw.shard={shard}"]
         said = torchrun(*words)
@@ -53,3 +53,7 @@ def test_a_tower_cut_over_two_processes_trains_evaluates_and_is_read_by_one(tmp_
         == 0
     )
     assert metrics(tmp_path / "e")["trained"] == metrics(tmp_path / "fsdp")["trained"]
+
+    further = ["hw.shard=none", "trainer.epochs=3", "resume=auto", f"run_dir={tmp_path / 'fsdp'}"]
+    assert run("train", *TINY, *TOWER, f"data_root={drawn}", *further) == 0  # by one process
+    assert checkpoint.read(tmp_path / "fsdp", "last").step > cut.step
