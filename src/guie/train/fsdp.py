@@ -53,12 +53,12 @@ def cut(
 
     trained.to("cpu")  # what a rank has used before is on its device; blocks go there one by one, cut
     skeleton = _skeleton(trained.embedder)
-    former = dict(trained.named_parameters())
     own = set(sharded_names(trained))
-    _prepare({name: p for name, p in former.items() if name not in own}, trained.buffers())
+    _prepare({n: p for n, p in trained.named_parameters() if n not in own}, trained.buffers())
     if sync_bn:
         synchronise(trained, world)
-    apart = {former[name] for name in own}
+    apart = {trained.get_parameter(name) for name in own}
+    names = _names(optimizer, trained)
     for parameter in apart:
         parameter.data = parameter.data.to(world.device)
     rules: dict[str, Any] = {
@@ -69,7 +69,8 @@ def cut(
     for block in blocks(getattr(trained.embedder, "backbone", trained.embedder)):
         fully_shard(block, mp_policy=policy, **rules)
     fully_shard(trained, **rules)
-    _hand_over(optimizer, former, dict(trained.named_parameters()))
+    for group, learn in zip(optimizer.param_groups, names, strict=True):
+        group["params"] = [trained.get_parameter(name) for name in learn]
     return skeleton
 
 
@@ -163,8 +164,11 @@ def _take_from_main(tensors: list[Tensor]) -> None:
         dist._broadcast_coalesced(dist.distributed_c10d._get_default_group(), tensors, _SENT_BYTES, 0)
 
 
-def _hand_over(optimizer: Optimizer, former: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> None:
+def _names(optimizer: Optimizer, module: nn.Module) -> list[list[str]]:
+    """Return the names of each group's parameters; the optimiser lets go of them, to be freed."""
     assert not optimizer.state, "an optimiser that has stepped holds whole states"
-    now = {id(parameter): present[name] for name, parameter in former.items()}
+    known = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = [[known[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["params"] = [now[id(parameter)] for parameter in group["params"]]
+        group["params"] = []
+    return names
