@@ -55,9 +55,7 @@ def rows(root, files, labels, **columns):
 
 
 def found(trained, asked):
-    return [
-        (leak.kind, leak.num, leak.total, leak.examples) for leak in leaks({"t": trained}, {"e": asked})
-    ]
+    return [(leak.kind, leak.num, leak.total, leak.examples) for leak in leaks({"t": trained}, {"e": asked})]
 
 
 def test_class_disjoint_data_leaks_nothing(tmp_path):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from hydra.core.config_store import ConfigNode, ConfigStore
+from omegaconf import MISSING, OmegaConf
 
 import guie.build as building
 
@@ -177,16 +178,35 @@ COMMANDS = {
 PLACES = ("path", "pattern", "root")
 
 
+class _Nodes(dict):
+    """A group of Hydra's store by name; what is a function there becomes its node when Hydra reads it.
+
+    A command reads a dozen of some two hundred: making all would be a third of a second at every start.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        made = super().__getitem__(name)
+        if callable(made):
+            made = self[name] = made()
+        return made
+
+
 def register(command: str, folders: list[Path]) -> None:
     """Store a command's schema, and a typed node for every YAML with a `_target_` of its groups."""
     store = ConfigStore.instance()
     store.store(name=f"_{command}", node=COMMANDS[command])
     groups = [entry.name for entry in fields(COMMANDS[command]) if entry.name in GROUPS]
+    store.repo |= {group: _Nodes() for group in groups}
     for group, name, target in targets(folders, groups):
-        node: Any = node_of(target, may_lack=place_of(target) if command == "prepare" else None)
-        if group == "dataset":
-            node = {name: node}  # a dict: several data sets stand side by side
-        store.store(group=group, name=f"_{name}", node=node)
+        made = partial(_stored, group, name, target, may_lack_place=command == "prepare")
+        store.repo[group][f"_{name}.yaml"] = made
+
+
+def _stored(group: str, name: str, target: str, *, may_lack_place: bool) -> ConfigNode:
+    node: Any = node_of(target, may_lack=place_of(target) if may_lack_place else None)
+    if group == "dataset":
+        node = {name: node}  # a dict: several data sets stand side by side
+    return ConfigNode(f"_{name}.yaml", OmegaConf.structured(node), group, package=None, provider=None)
 
 
 def targets(folders: list[Path], groups: Sequence[str] = GROUPS) -> Iterator[tuple[str, str, str]]:

@@ -44,7 +44,8 @@ class Run:
     """Where a run's results go and where it starts: `store` and `hooks` are used on rank 0 only.
 
     `meta` is kept in each checkpoint (config, preprocess, labels); `describe(weights)` adds what depends on
-    the weights (the space id). `resume` is the state to continue from. `save_at` adds checkpoints at these steps.
+    the weights (the space id). `resume` is the state to continue from. `save_at` adds checkpoints at these
+    steps.
     """
 
     store: Store | None = None
