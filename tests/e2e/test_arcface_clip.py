@@ -83,7 +83,7 @@ def test_it_evaluates_and_exports(trained, drawn, tmp_path):
     assert metrics(tmp_path / "eval")["trained"] == metrics(trained)["trained"]
     assert run("export", f"ckpt={trained}", f"pt={tmp_path / 'model.pt'}") == 0
     found = embeddings.load(trained / "embeddings" / "toy")
-    (root,) = (path.parent for path in drawn.glob("toy-*/manifest.parquet"))
+    root = assembly.manifests(composed("train", MINIATURE)["eval_on"], str(drawn))["toy"].root
     picture = decode((root / found.files[3]).read_bytes())
     given = loaded(tmp_path / "model.pt")(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
     assert np.abs(given[0].detach().numpy() - found.vectors[3]).max() < 1e-5

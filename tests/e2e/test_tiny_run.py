@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import loaded, metrics, run, sha256
+from commands import TOY, loaded, metrics, run, sha256
 
-from guie import checkpoint, embeddings
+from guie import assembly, checkpoint, embeddings
+from guie.config.compose import composed
 from guie.errors import UserError
 from guie.images import decode
 from guie.runfolder import flat
@@ -139,7 +140,7 @@ def test_the_exported_file_gives_the_embeddings_of_the_evaluation(tiny_run, tmp_
     assert "verified in a fresh process" in capsys.readouterr().out
     exported = loaded(tmp_path / "model.pt")
     found = embeddings.load(tiny_run.folder / "embeddings" / "toy")
-    (root,) = (path.parent for path in tiny_run.data.glob("toy-*/manifest.parquet"))
+    root = assembly.manifests(composed("train", TOY)["eval_on"], str(tiny_run.data))["toy"].root
     for file, vector in list(zip(found.files, found.vectors, strict=True))[::5]:
         picture = decode((root / file).read_bytes())
         given = exported(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])[0].detach().numpy()
