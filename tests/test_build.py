@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from guie.build import build, signature
+from guie.build import build, refuse_foreign, signature
 from guie.errors import UserError
 
 MODULE = """
@@ -76,7 +76,9 @@ def test_nested_targets_are_built_with_the_same_facts(plugin):
             r"head\.num_seeds: a fact of",
         ),
         ({"_target_": "fruit.Pear"}, r"'fruit\.Pear' cannot be loaded"),
-        ({"_target_": "os.system", "command": "true"}, r"lives in 'os'; accepted: guie and packages"),
+        ({"_target_": "os.system", "command": "true"}, r"lives in 'os'; accepted: guie\.data, "),
+        ({"_target_": "guie.launch.run_ranks", "words": ["true"]}, r"lives in 'guie\.launch'"),
+        ({"_target_": "guie.durable.write_durably"}, r"lives in 'guie\.durable'; accepted: "),
         ({"_target_": "guie.types.np.save"}, r"there is no module 'guie\.types\.np'"),
         ({"_target_": "guie.types.Nothing"}, r"defines no class or function 'Nothing'"),
         ({"_target_": "guie.nowhere.Thing"}, r"there is no module 'guie\.nowhere'"),
@@ -89,10 +91,18 @@ def test_a_wrong_node_is_refused_in_one_line(plugin, node, message):
 
 
 def test_an_object_that_guie_merely_imports_is_not_trusted(monkeypatch):
-    import guie.types
+    import guie.data.draws
 
-    monkeypatch.setattr(guie.types, "borrowed", print, raising=False)
+    monkeypatch.setattr(guie.data.draws, "borrowed", print, raising=False)
     from guie.build import resolve
 
     with pytest.raises(UserError, match="lives in 'builtins'"):
-        resolve("guie.types.borrowed")
+        resolve("guie.data.draws.borrowed")
+
+
+def test_a_checkpoints_config_names_parts_of_models_alone(plugin):
+    node = {"_target_": "guie.models.ensemble.Ensemble", "members": {"a": {"_target_": "fruit.Apple"}}}
+    refuse_foreign(node, "guie.models", "x")
+    node["members"]["b"] = {"_target_": "guie.heads.pml.Pml"}
+    with pytest.raises(UserError, match=r"x\.members\.b: _target_ 'guie\.heads\.pml\.Pml'; accepted: guie"):
+        refuse_foreign(node, "guie.models", "x")

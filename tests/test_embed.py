@@ -15,7 +15,10 @@ from guie.data.sampling import Shuffled
 from guie.datasets.manifest import from_columns
 from guie.embed import CachedBatches, Reader, Views, augmented_views, cache_features, embed, space_id
 from guie.errors import UserError
-from guie.models.pooling import MAC, Average, GeM
+from guie.models.backbones import Timm
+from guie.models.embedder import Embedder
+from guie.models.necks import Linear
+from guie.models.pooling import MAC, RMAC, Average, GeM
 from guie.resize import load
 
 sys.path.insert(0, str(Path(__file__).parent / "train"))
@@ -137,9 +140,25 @@ def test_the_cache_key_follows_weights_pictures_preprocessing_and_views_but_not_
 
 def test_features_of_another_pooling_are_other_features(embedder, manifest, tmp_path):
     paths = set()
-    for embedder.pool in (Average(), MAC(), GeM(eps=1e-6), GeM(eps=1e-3)):
+    spaces = set()
+    for embedder.pool in (Average(), MAC(), GeM(eps=1e-6), GeM(eps=1e-3), RMAC(2), RMAC(3)):
         paths.add(cache_features(embedder, manifest, tmp_path / "c", READER).path)
-    assert len(paths) == 4
+        spaces.add(space_id(embedder))
+    assert len(paths) == len(spaces) == 6
+
+
+def test_settings_without_a_weight_make_other_spaces_and_how_it_stands_does_not():
+    def named(seed=0, **settings):
+        torch.manual_seed(seed)
+        backbone = Timm("resnet10t", pretrained=False, image_px=32, **settings)
+        return Embedder(backbone, Average(), Linear(4, in_dim=backbone.out_dim))
+
+    plain = named()
+    spaces = {space_id(made) for made in (plain, named(trim=True), named(options={"output_stride": 16}))}
+    assert len(spaces) == 3
+    before = space_id(plain)
+    plain.freeze_backbone()
+    assert space_id(plain.train()) == before == space_id(named(checkpointing=False))
 
 
 def test_views_are_kept_apart_and_drawn_as_a_function_of_the_step(embedder, manifest, tmp_path):

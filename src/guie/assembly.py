@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from guie.build import build
+from guie.build import build, refuse_foreign
 from guie.datasets.known import refuse_other
 from guie.datasets.manifest import Manifest, concatenate
 from guie.errors import UserError
@@ -180,6 +180,8 @@ def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
     folder = checkpoint.locate(Path(path).expanduser(), "last")
     state = checkpoint.read(folder)
     cfg = dict(state.meta["config"])
+    for part in ("backbone", "pool", "neck"):
+        refuse_foreign(cfg[part], "guie.models", f"{folder}: {part}")
     cfg["backbone"] = without_weights(cfg["backbone"])  # they come from the checkpoint
     made = embedder(cfg)
     stated: dict[str, Any] = {

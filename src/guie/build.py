@@ -23,6 +23,11 @@ from guie.errors import UserError
 
 REQUIRED = "???"
 
+# What a config may name: the parts that have presets, and of other modules these alone. Not all of guie: it
+# has functions that start processes or write files.
+PARTS = ("guie.data", "guie.datasets", "guie.heads", "guie.models", "guie.train", "guie.cleaning")
+SINGLE_PARTS = ("guie.launch.Launch", "guie.assembly.trained_embedder")
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -43,6 +48,7 @@ def build(node: Mapping[str, Any], *, where: str = "", **facts: Any) -> Any:
     Raises UserError for an untrusted or missing target, an unknown key, a missing value, or a fact in `node`.
     """
     target = str(node.get("_target_", ""))
+    _check_trusted(target.rpartition(".")[0], target)
     values = {str(key): value for key, value in node.items() if key != "_target_"}
     check_keys(target, values, where=where)
     parameters = signature(target)
@@ -103,10 +109,30 @@ def resolve(target: str) -> Any:
 
 
 def _check_trusted(module_name: str, target: str) -> None:
-    plugins = [name for name in os.environ.get("GUIE_PLUGINS", "").split(",") if name]
-    if module_name.split(".")[0] not in ["guie", *plugins]:
-        accepted = "guie and packages named in GUIE_PLUGINS"
-        raise UserError(f"_target_: '{target}' lives in '{module_name}'; accepted: {accepted}")
+    if _within(module_name, [*PARTS, *_plugins()]) or target in SINGLE_PARTS:
+        return
+    accepted = f"{', '.join(PARTS)} and packages named in GUIE_PLUGINS"
+    raise UserError(f"_target_: '{target}' lives in '{module_name}'; accepted: {accepted}")
+
+
+def refuse_foreign(node: Mapping[str, Any], package: str, where: str) -> None:
+    """Refuse a node, for example a checkpoint's, that names anything outside of `package`; UserError."""
+    target = node.get("_target_")
+    if target is not None and not _within(str(target).rpartition(".")[0], [package, *_plugins()]):
+        raise UserError(
+            f"{where}: _target_ '{target}'; accepted: {package} and packages named in GUIE_PLUGINS"
+        )
+    for key, item in node.items():
+        if isinstance(item, Mapping):
+            refuse_foreign(item, package, f"{where}.{key}")
+
+
+def _within(module_name: str, packages: Iterable[str]) -> bool:
+    return any(f"{module_name}.".startswith(f"{package}.") for package in packages)
+
+
+def _plugins() -> list[str]:
+    return [name for name in os.environ.get("GUIE_PLUGINS", "").split(",") if name]
 
 
 @cache

@@ -65,14 +65,25 @@ class Views:
 
 def space_id(embedder: Any, weights: Mapping[str, Tensor] | None = None) -> str:
     """Return the name of the space that `embedder` (with `weights`, by default its own) embeds into."""
-    return checkpoint.space_id(weights or embedder.state_dict(), embedder.preprocess, _weightless(embedder))
+    parts = ("backbone", "pool", "neck")
+    return checkpoint.space_id(
+        weights or embedder.state_dict(), embedder.preprocess, _settings(embedder, parts)
+    )
 
 
-def _weightless(embedder: Any) -> str:
-    """Return what an embedder does without a weight that would tell: its pooling, what it cuts away."""
-    pool, backbone = getattr(embedder, "pool", None), getattr(embedder, "backbone", None)
-    kinds = (type(pool).__name__, type(getattr(backbone, "trim", None)).__name__)
-    return " ".join([*kinds, str(getattr(pool, "eps", ""))])
+def _settings(embedder: Any, parts: tuple[str, ...]) -> str:
+    """Return what these parts do without a weight that would tell: their own modules' kinds and settings."""
+    found = []
+    for path, module in embedder.named_modules():
+        kinds = [kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("guie.")]
+        if kinds and path.split(".")[0] in parts:
+            plain = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN) and k not in _PASSING}
+            found.append(f"{path} {kinds[0]} {sorted(plain.items())}")
+    return "\n".join(found)
+
+
+_PLAIN = (bool, int, float, str, tuple, list)
+_PASSING = {"training", "frozen", *vars(nn.Module())}  # how a module stands, not what it computes
 
 
 def embed(
@@ -134,7 +145,8 @@ def cache_features(
     """
     parts = {name: value for name, value in embedder.state_dict().items() if not name.startswith("neck.")}
     view_key = f"{views.num} {views.key}" if views else "exact"
-    key = _hash(space_id(embedder, parts), manifest.fingerprint(), view_key)
+    seen = checkpoint.space_id(parts, embedder.preprocess, _settings(embedder, ("backbone", "pool")))
+    key = _hash(seen, manifest.fingerprint(), view_key)
     path = folder / f"features-{key}.npy"
     num_views = views.num if views else 1
     picture = views.picture if views else _exact(manifest, embedder)

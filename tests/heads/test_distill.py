@@ -16,6 +16,8 @@ from guie.errors import UserError
 from guie.heads.distill import EmbeddingDistillation, FeatureDistillation, SimilarityDistillation
 from guie.heads.teacher import Teacher, on_grid
 from guie.models.embedder import Embedder
+from guie.models.necks import Linear
+from guie.models.pooling import Average
 from guie.types import Preprocess
 
 MEAN, STD = (0.2, 0.4, 0.6), (0.5, 0.25, 0.2)
@@ -264,3 +266,18 @@ def test_a_trained_run_teaches_what_it_embeds(trained_run):
     torch.testing.assert_close(teacher.vectors(batch), embedder(batch.images).raw.detach())
     assert teacher.vector_dim == embedder.embed_dim
     assert teacher.patches(batch).shape[:2] == (2, embedder.backbone.out_dim)
+
+
+def test_a_teacher_that_keeps_a_prefix_or_reads_side_inputs_teaches_what_it_embeds():
+    torch.manual_seed(0)
+    network = Embedder(Seeing(), Average(), Linear(4, keep=2, in_dim=5 + 3), side=True)
+    teacher = Teacher(network)
+    images, side = pictures(3), torch.rand(3, 3)
+    batch = batch_of(torch.arange(3))
+    batch.images, batch.side = images, side
+    assert teacher.vector_dim == 2
+    vectors = normalize(teacher.vectors(batch), dim=1)
+    torch.testing.assert_close(vectors, network(images, side).z)
+    batch.side = None
+    with pytest.raises(UserError, match=r"head.teacher: it reads side inputs; accepted: side_inputs=true"):
+        teacher.vectors(batch)

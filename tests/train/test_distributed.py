@@ -3,19 +3,23 @@
 import pytest
 import torch
 from ranks import logs, run_ranks
-from tiny import sam_adamw, settings, task, train
+from tiny import CLASSES, sam_adamw, settings, task, train
 from torch import nn
 
 from guie import checkpoint
 from guie.errors import UserError
+from guie.heads.gate import Gate
 from guie.train.distributed import World, cpu_has_bf16, pick_device, precision
 from guie.train.optim import adamw
 from guie.train.synced_bn import SyncedBatchNorm, synchronise
 
 
-def weights_after_20_steps(folder, world=None, *, norm=False, optim=adamw, **changes):
+def weights_after_20_steps(folder, world=None, *, norm=False, optim=adamw, on_feature=False, **changes):
     world = world or World()
     made = task(0, world, dtype=torch.float64, norm=norm, optim=optim)
+    if on_feature:  # the neck is there and gets no gradient
+        made.head = Gate(num_classes=CLASSES, feature_dim=16).double()
+        made.optimizer = optim(lr=0.01, embedder=made.embedder, head=made.head)
     train(made, settings(epochs=5, keep=1, **changes), folder=folder, world=world)
 
 
@@ -34,6 +38,7 @@ CASES = {
     "frozen batch norm": {"norm": True, "freeze_bn": True},
     "synchronised batch norm": {"norm": True, "sync_bn": True},
     "accumulated, clipped, averaged": {"accumulate": 2, "clip_norm": 0.1, "ema_decay": 0.9},
+    "a head on the feature, accumulated": {"on_feature": True, "accumulate": 2},
     "SAM accumulated, uniform average": {"optim": sam_adamw, "accumulate": 2, "uniform_from": 5},
     "backbone later, then no head": {
         "unfreeze_at": 0.4,

@@ -53,8 +53,15 @@ class Teacher(nn.Module):
         with self._running(batch.images):
             images = self._resized(batch.images)
             if self.network is not self.backbone:
-                return self.network(images).raw
+                return self._embedded(images, batch.side).raw[:, : self.vector_dim]
             return _pooled(_float(self.network(self._normalised(images))), self.backbone.prefix_tokens)
+
+    def _embedded(self, images: Tensor, side: Tensor | None) -> Any:
+        if not getattr(self.network, "side_dim", 0):
+            return self.network(images)
+        if side is None:
+            raise UserError("head.teacher: it reads side inputs; accepted: side_inputs=true")
+        return self.network(images, side)
 
     def patches(self, batch: Batch) -> Tensor:
         """Return patch tokens, or the places of a map, as a map (B, C, h, w)."""

@@ -68,6 +68,7 @@ class Timm(nn.Module):
         if checkpointing:
             checkpoint_blocks(self.model, name)
         self.stages = list(stages or [])
+        self.options = sorted((options or {}).items())  # they change what is computed, not the weights
         self.out_dim = sum(self.model.feature_info.channels()) if stages else self.model.num_features
         pools_itself = getattr(self.model, "attn_pool", None) is not None
         self.prefix_tokens = int(getattr(self.model, "num_prefix_tokens", 0))

@@ -48,6 +48,7 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    waiting: Any = None  # the group in which the ranks wait for what rank 0 does alone, however long
 
     @property
     def is_main(self) -> bool:
@@ -88,7 +89,7 @@ class World:
                 outcome[0] = work()
             except UserError as error:
                 outcome[1] = str(error)
-        dist.broadcast_object_list(outcome, src=0)
+        dist.broadcast_object_list(outcome, src=0, group=self.waiting)
         if outcome[1] is not None:
             raise UserError(outcome[1])
         return outcome[0]
@@ -118,7 +119,8 @@ def world(device: str = "auto", timeout_s: float = 1800.0) -> Iterator[World]:
     limit = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, where, limit, world_size=place.size, rank=place.rank)
     try:
-        yield World(place.rank, place.size, chosen)
+        waiting = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+        yield World(place.rank, place.size, chosen, waiting)
     finally:
         dist.destroy_process_group()
 
@@ -176,4 +178,6 @@ def replicate(module: nn.Module, here: World, static: bool = True, apart: Sequen
     if here.size == 1 or not any(p.requires_grad for p in shared):
         return module
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, apart)
-    return nn.parallel.DistributedDataParallel(module, static_graph=static, gradient_as_bucket_view=True)
+    return nn.parallel.DistributedDataParallel(
+        module, static_graph=static, find_unused_parameters=not static, gradient_as_bucket_view=True
+    )
