@@ -79,9 +79,9 @@ def test_nested_targets_are_built_with_the_same_facts(plugin):
         ({"_target_": "os.system", "command": "true"}, r"lives in 'os'; accepted: guie\.data, "),
         ({"_target_": "guie.launch.run_ranks", "words": ["true"]}, r"lives in 'guie\.launch'"),
         ({"_target_": "guie.durable.write_durably"}, r"lives in 'guie\.durable'; accepted: "),
-        ({"_target_": "guie.types.np.save"}, r"there is no module 'guie\.types\.np'"),
-        ({"_target_": "guie.types.Nothing"}, r"defines no class or function 'Nothing'"),
-        ({"_target_": "guie.nowhere.Thing"}, r"there is no module 'guie\.nowhere'"),
+        ({"_target_": "guie.data.draws.np.save"}, r"there is no module 'guie\.data\.draws\.np'"),
+        ({"_target_": "guie.data.draws.Nothing"}, r"defines no class or function 'Nothing'"),
+        ({"_target_": "guie.data.nowhere.Thing"}, r"there is no module 'guie\.data\.nowhere'"),
     ],
 )
 def test_a_wrong_node_is_refused_in_one_line(plugin, node, message):
