@@ -52,6 +52,8 @@ class Embedder(nn.Module):
                 f"neck.keep: {width} received; accepted: 1 to {self.neck.embed_dim}, or null for all"
             )
         self.keep = width
+        if hasattr(self.neck, "keep"):
+            self.neck.keep = width
         self.embed_dim: int = width or self.neck.embed_dim
         self.neck.register_buffer("kept", None if width is None else torch.tensor(width))
 
