@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from guie import slots
+from guie import launch
 from guie.errors import UserError
 from guie.runfolder import start_state
 from guie.slots import run_jobs, same_sweep
@@ -67,7 +67,7 @@ def command(tmp_path):
 @pytest.fixture
 def sweep(tmp_path, command):
     """Return a call that runs jobs in the folder `sweep`, by default one after the other on core 0."""
-    one_core = [[slots._cores()[0]]]
+    one_core = [[launch.cores()[0]]]
 
     def run(*jobs, among=one_core, num_gpus=0):
         return run_jobs([job.split() for job in jobs], tmp_path / "sweep", among, num_gpus, command)
@@ -97,7 +97,7 @@ def test_each_job_has_a_row_of_overrides_status_seconds_and_metrics(tmp_path, sw
 
 
 def test_as_many_jobs_run_at_once_as_there_are_slots(sweep):
-    core = slots._cores()[0]
+    core = launch.cores()[0]
     assert sweep("seed=1 meets=1", "seed=2 meets=0", "seed=3", among=[[core], [core]]) == 0
 
 
@@ -159,7 +159,7 @@ def test_a_slot_of_gpus_is_what_its_job_sees(tmp_path, sweep, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not bind to cores")
 def test_without_gpus_a_slot_is_the_cores_of_its_job(tmp_path, sweep):
-    core = slots._cores()[-1]
+    core = launch.cores()[-1]
     before = os.sched_getaffinity(0)
     assert sweep("seed=1", among=[[core]]) == 0
     assert facts(tmp_path, 0)["cores"] == [core] and facts(tmp_path, 0)["OMP_NUM_THREADS"] == "1"
@@ -192,7 +192,7 @@ def test_ctrl_c_stops_what_runs_starts_nothing_more_and_leaves_the_rest_to_the_n
 ):
     folder, gate = tmp_path / "sweep", tmp_path / "gate"
     jobs = [f"seed={seed} until={gate}".split() for seed in (1, 2, 3)]
-    core = slots._cores()[0]
+    core = launch.cores()[0]
     text = (
         "import sys\nfrom guie.slots import run_jobs\nfrom pathlib import Path\n"
         f"command = lambda words: [sys.executable, {str(tmp_path / 'run.py')!r}, *words]\n"

@@ -10,7 +10,7 @@ from guie.build import build, refuse_foreign
 from guie.datasets.known import refuse_other
 from guie.datasets.manifest import Manifest, concatenate
 from guie.errors import UserError
-from guie.launch import available_cores, ranks_here
+from guie.launch import cores, ranks_here
 from guie.side import SIDE_DIM, side_inputs
 
 EVALUATED = ("query", "index", "test")
@@ -152,7 +152,7 @@ def workers(cfg: Mapping[str, Any], augment: Any) -> int:
     wanted = cfg["hw"]["workers"]
     if wanted is not None:
         return int(wanted)
-    return 0 if augment.stage == "batch" else max(0, available_cores() // ranks_here() - 1)
+    return 0 if augment.stage == "batch" else max(0, len(cores()) // ranks_here() - 1)
 
 
 def cache_folder(cfg: Mapping[str, Any]) -> Path:

@@ -134,7 +134,7 @@ def run_ranks(words: Sequence[str], num_ranks: int, stderr: TextIO | None = None
     SIGTERM are passed to all. When one has failed, the others have a minute before they are killed.
     """
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num_ranks)}
-    threads = max(1, available_cores() // num_ranks)
+    threads = max(1, len(cores()) // num_ranks)
     shared = {"OMP_NUM_THREADS": str(threads), **os.environ, **meeting, "LOCAL_WORLD_SIZE": str(num_ranks)}
     with tempfile.TemporaryDirectory() as folder, forwarded() as children:
         logs = [Path(folder) / f"rank{rank}" for rank in range(num_ranks)]
@@ -229,8 +229,8 @@ def ranks_here(environment: Mapping[str, str] = os.environ) -> int:
     return int(tasks.group()) if tasks and placement(environment).size > 1 else 1
 
 
-def available_cores() -> int:
-    """Return how many cores this process may use."""
+def cores() -> Sequence[int]:
+    """Return the cores that this process may use, by number."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return range(os.cpu_count() or 1)

@@ -85,18 +85,12 @@ def run_jobs(
 
 def check_slots(slots: Sequence[Sequence[int]], num_gpus: int) -> None:
     """Raise UserError for a slot that is empty or names what is not there."""
-    there = range(num_gpus) if num_gpus else _cores()
+    there = range(num_gpus) if num_gpus else launch.cores()
     for slot in slots:
         if not isinstance(slot, list | tuple) or not slot or not all(n in there for n in slot):
             kind = "GPUs" if num_gpus else "cores"
             accepted = f"lists of {kind} among {', '.join(map(str, there))}, as in [[0],[1]]"
             raise UserError(f"launch.slots: {slot!r}; accepted: {accepted}")
-
-
-def _cores() -> Sequence[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return range(os.cpu_count() or 1)
 
 
 def numbered(jobs: Sequence[Sequence[str]], folder: Path) -> list[Job]:

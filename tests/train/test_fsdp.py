@@ -1,13 +1,13 @@
 """Weights cut over ranks by FSDP: one process in all but memory; any number of ranks reads a checkpoint."""
 
-import signal
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 import torch.distributed.fsdp  # before forking: importing it takes a second
+from killed import killed_and_straight
 from ranks import logs, run_ranks, start_ranks, wait
-from test_resume import Die
 from test_sharded import largest_difference, tensors
 from tiny import CLASSES, STEPS_PER_EPOCH, TinyEmbedder, TinyHead, batches, settings
 from torch import nn
@@ -177,23 +177,8 @@ def test_four_ranks_of_which_some_hold_nothing_of_the_smallest_weights_equal_one
 
 @pytest.mark.slow
 def test_ranks_killed_in_mid_epoch_end_in_the_same_bits(tmp_path):
-    def killed(world):
-        trained(PLAIN, tmp_path / "killed", world, hooks=[Die(11)], save_steps=2)
-
-    def resumed(world):
-        state = checkpoint.read(tmp_path / "killed", "last")
-        trained(PLAIN, tmp_path / "killed", world, resume=state, save_steps=2)
-
-    def straight(world):
-        trained(PLAIN, tmp_path / "straight", world, save_steps=2)
-
-    pids = start_ranks(2, killed, tmp_path / "a")
-    assert wait(pids[0]) == -signal.SIGKILL
-    assert wait(pids[1]) != 0
-    assert checkpoint.read(tmp_path / "killed", "last").step == 10
-    assert run_ranks(2, resumed, tmp_path / "b") == [0, 0], logs(tmp_path / "b")
-    assert run_ranks(2, straight, tmp_path / "c") == [0, 0], logs(tmp_path / "c")
-    resumed_ones, straight_ones = tensors(tmp_path / "killed"), tensors(tmp_path / "straight")
+    killed, straight = killed_and_straight(tmp_path, partial(trained, PLAIN))
+    resumed_ones, straight_ones = tensors(killed), tensors(straight)
     assert all(torch.equal(resumed_ones[name], straight_ones[name]) for name in straight_ones)
 
 

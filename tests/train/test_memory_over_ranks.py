@@ -1,13 +1,13 @@
 """Heads that compare pictures equal one process over ranks, and end in the same bits after a kill."""
 
-import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from ranks import logs, run_ranks, start_ranks, wait
+from killed import killed_and_straight
+from ranks import logs, run_ranks
 from test_distributed import largest_difference
-from test_resume import Die
 from tiny import CLASSES, DIM, STEPS_PER_EPOCH, TinyEmbedder, batches, settings, train
 from torch import nn
 
@@ -199,24 +199,8 @@ def digests(folder):
 
 def test_a_memory_killed_in_mid_epoch_ends_in_the_same_bits(tmp_path):
     make_head = HEADS["memory of labels and ArcFace"]
-
-    def killed(world):
-        trained(make_head, tmp_path / "killed", world, hooks=[Die(11)], save_steps=2)
-
-    def resumed(world):
-        state = checkpoint.read(tmp_path / "killed", "last")
-        trained(make_head, tmp_path / "killed", world, resume=state, save_steps=2)
-
-    def straight(world):
-        trained(make_head, tmp_path / "straight", world, save_steps=2)
-
-    pids = start_ranks(2, killed, tmp_path / "a")
-    assert wait(pids[0]) == -signal.SIGKILL
-    assert wait(pids[1]) != 0
-    assert checkpoint.read(tmp_path / "killed", "last").step == 10
-    assert run_ranks(2, resumed, tmp_path / "b") == [0, 0], logs(tmp_path / "b")
-    assert run_ranks(2, straight, tmp_path / "c") == [0, 0], logs(tmp_path / "c")
-    assert digests(tmp_path / "killed") == digests(tmp_path / "straight")
+    killed, straight = killed_and_straight(tmp_path, partial(trained, make_head))
+    assert digests(killed) == digests(straight)
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])

@@ -1,13 +1,13 @@
 """Class weights cut over ranks: one process in all but memory; any number of ranks cuts a checkpoint anew."""
 
-import signal
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
-from ranks import logs, run_ranks, start_ranks, wait
-from test_resume import Die
+from killed import killed_and_straight
+from ranks import logs, run_ranks
 from tiny import DIM, STEPS_PER_EPOCH, TinyEmbedder, TinyHead, batches, settings, train
 
 from guie import checkpoint
@@ -158,23 +158,8 @@ def test_the_comparison_can_fail_where_each_rank_clips_by_its_own_shard(tmp_path
 
 @pytest.mark.slow
 def test_shards_killed_in_mid_epoch_end_in_the_same_bits(tmp_path):
-    def killed(world):
-        trained(OPTIMISED, tmp_path / "killed", world, hooks=[Die(11)], save_steps=2)
-
-    def resumed(world):
-        state = checkpoint.read(tmp_path / "killed", "last")
-        trained(OPTIMISED, tmp_path / "killed", world, resume=state, save_steps=2)
-
-    def straight(world):
-        trained(OPTIMISED, tmp_path / "straight", world, save_steps=2)
-
-    pids = start_ranks(2, killed, tmp_path / "a")
-    assert wait(pids[0]) == -signal.SIGKILL
-    assert wait(pids[1]) != 0
-    assert checkpoint.read(tmp_path / "killed", "last").step == 10
-    assert run_ranks(2, resumed, tmp_path / "b") == [0, 0], logs(tmp_path / "b")
-    assert run_ranks(2, straight, tmp_path / "c") == [0, 0], logs(tmp_path / "c")
-    resumed_ones, straight_ones = tensors(tmp_path / "killed"), tensors(tmp_path / "straight")
+    killed, straight = killed_and_straight(tmp_path, partial(trained, OPTIMISED))
+    resumed_ones, straight_ones = tensors(killed), tensors(straight)
     assert all(torch.equal(resumed_ones[name], straight_ones[name]) for name in straight_ones)
 
 

@@ -14,9 +14,8 @@ from guie.heads.centres import class_centres
 from guie.heads.fused import Additive, Rule, margin_softmax
 from guie.heads.labels import check_labels
 from guie.heads.margin import check_range, checked_rule, margin_loss
-from guie.heads.pairs import num_ranks
+from guie.heads.pairs import num_ranks, of_all_ranks
 from guie.heads.reduction import Reduction
-from guie.heads.sharded import of_all_ranks
 from guie.types import Batch, Loss, Output
 
 _HIDDEN = 64.0  # how far below 0 the target's logit is put to leave the sum over classes: e^-64

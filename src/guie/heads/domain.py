@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -139,8 +138,8 @@ def part_widths(mode: str, embed_dim: int, domains: int) -> list[int]:
         raise UserError(f"head.mode: {mode} with {domains} domains; accepted: below {embed_dim} (embed_dim)")
     if mode == "separate":
         return [embed_dim - domains] * domains
-    edges = np.cumsum([0] + [embed_dim // domains + (i < embed_dim % domains) for i in range(domains)])
-    return [int(stop - start) for start, stop in pairwise(edges)]
+    each, more = divmod(embed_dim, domains)
+    return [each + (i < more) for i in range(domains)]
 
 
 def _columns(found: Margined) -> tuple[Tensor, Tensor, Tensor]:

@@ -105,9 +105,9 @@ def gathered(z: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor]:
     ranks = num_ranks()
     if ranks == 1:
         return z, stacked
-    vectors = _all_ranks(z.detach())
+    vectors = list(of_all_ranks(z.detach()).chunk(ranks))
     vectors[rank()] = z + (ranks - 1) * (z - z.detach())
-    return torch.cat(vectors), torch.cat(_all_ranks(stacked))
+    return torch.cat(vectors), of_all_ranks(stacked)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -137,8 +137,8 @@ def rank() -> int:
     return distributed.get_rank() if num_ranks() > 1 else 0
 
 
-def _all_ranks(mine: Tensor) -> list[Tensor]:
-    mine = mine.contiguous()
-    found = [torch.empty_like(mine) for _ in range(num_ranks())]
-    distributed.all_gather(found, mine)
+def of_all_ranks(mine: Tensor) -> Tensor:
+    """Return what all ranks hold (B, ...) of equally many rows (b, ...), in their order."""
+    found = mine.new_empty(num_ranks() * len(mine), *mine.shape[1:])
+    distributed.all_gather_into_tensor(found, mine.contiguous())
     return found

@@ -23,7 +23,7 @@ from guie.heads.fused import Additive, Angular, Elsewhere, Rule, margin_softmax
 from guie.heads.labels import check_labels
 from guie.heads.margin import check_range, checked_rule
 from guie.heads.margin_by import Margins
-from guie.heads.pairs import num_ranks
+from guie.heads.pairs import num_ranks, of_all_ranks
 from guie.heads.reduction import Reduction
 from guie.types import Batch, Loss, Output
 
@@ -213,13 +213,6 @@ class _OfThisRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return of_all_ranks(grad) / num_ranks()
-
-
-def of_all_ranks(mine: Tensor) -> Tensor:
-    """Return what all ranks hold (B, ...) of equally many rows (b, ...), in their order."""
-    found = mine.new_empty(num_ranks() * len(mine), *mine.shape[1:])
-    distributed.all_gather_into_tensor(found, mine.contiguous())
-    return found
 
 
 def this_rank(whole: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from guie.errors import UserError
+from guie.heads.pairs import at_least_float32
 from guie.types import Batch
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -119,7 +120,7 @@ def _float(found: Any) -> Any:
     """Return what a backbone gave, in at least float32."""
     if isinstance(found, list):
         return [_float(stage) for stage in found]
-    return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
+    return at_least_float32(found)
 
 
 def _pooled(found: Tensor | list[Tensor], prefix: int) -> Tensor:

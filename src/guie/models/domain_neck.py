@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from guie.errors import UserError
+from guie.models.pooling import at_least_float32
 
 
 class DomainTiles(nn.Module):
@@ -37,7 +38,7 @@ class DomainTiles(nn.Module):
         tiles = [_unit(projection(x)) for projection in self.projections]
         if self.gate is None:
             return torch.cat(tiles, 1)
-        logits = _at_least_float32(self.gate(x))
+        logits = at_least_float32(self.gate(x))
         if self.training:
             return torch.cat([logits, *tiles], 1)
         lengths = 1 - self.gate_range + self.gate_range * logits.softmax(1)
@@ -75,8 +76,8 @@ class DomainSeparate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, D); in training mode (B, domains + domains * (D - domains)): logits, all projections."""
-        logits = _at_least_float32(self.gate(x))
-        each = [_at_least_float32(projection(x)) for projection in self.projections]
+        logits = at_least_float32(self.gate(x))
+        each = [at_least_float32(projection(x)) for projection in self.projections]
         if self.training:
             return torch.cat([logits, *each], 1)
         chosen = logits.argmax(1, keepdim=True)
@@ -99,8 +100,4 @@ def _projection(in_dim: int, width: int, hidden: bool) -> nn.Module:
 
 
 def _unit(x: Tensor) -> Tensor:
-    return functional.normalize(_at_least_float32(x), dim=1)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return functional.normalize(at_least_float32(x), dim=1)

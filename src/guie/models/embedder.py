@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from guie.errors import UserError
-from guie.models.pooling import for_stages, pooled
+from guie.models.pooling import at_least_float32, for_stages, pooled
 from guie.side import SIDE_DIM
 from guie.types import Output, Preprocess
 
@@ -76,7 +76,7 @@ class Embedder(nn.Module):
     ) -> Output:
         """Return the output of pooled features (B, F) and side inputs (B, 3)."""
         read = feature if side is None else torch.cat([feature, side.to(feature.dtype)], dim=1)
-        raw = _at_least_float32(self.neck(read))
+        raw = at_least_float32(self.neck(read))
         return Output(feature=feature, tokens=tokens, raw=raw, z=self._unit(raw))
 
     def freeze_backbone(self) -> None:
@@ -105,8 +105,4 @@ class Embedder(nn.Module):
 
     def _unit(self, raw: Tensor) -> Tensor:
         kept = raw if self.training or self.keep is None else raw[:, : self.keep]
-        return functional.normalize(_at_least_float32(kept), dim=1)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return functional.normalize(at_least_float32(kept), dim=1)

@@ -52,7 +52,7 @@ class GeM(nn.Module):
         if x.dim() == 2:
             return x
         fixed = self.fixed if self.training else self.fixed_in_evaluation
-        cells = _cells(_at_least_float32(x), prefix).clamp_min(self.eps)
+        cells = _cells(at_least_float32(x), prefix).clamp_min(self.eps)
         if fixed == 1:
             return cells.mean(-1)
         if fixed == 3:  # a product is several times faster than pow
@@ -66,7 +66,7 @@ class Average(nn.Module):
 
     def forward(self, x: Tensor, prefix: int = 0) -> Tensor:
         """Return (B, C)."""
-        return x if x.dim() == 2 else _cells(_at_least_float32(x), prefix).mean(-1)
+        return x if x.dim() == 2 else _cells(at_least_float32(x), prefix).mean(-1)
 
 
 class SPoC(nn.Module):
@@ -78,7 +78,7 @@ class SPoC(nn.Module):
 
     def forward(self, x: Tensor, prefix: int = 0) -> Tensor:
         """Return (B, C)."""
-        return x if x.dim() == 2 else _cells(_at_least_float32(x), prefix).sum(-1)
+        return x if x.dim() == 2 else _cells(at_least_float32(x), prefix).sum(-1)
 
 
 class MAC(nn.Module):
@@ -86,7 +86,7 @@ class MAC(nn.Module):
 
     def forward(self, x: Tensor, prefix: int = 0) -> Tensor:
         """Return (B, C)."""
-        return x if x.dim() == 2 else _cells(_at_least_float32(x), prefix).amax(-1)
+        return x if x.dim() == 2 else _cells(at_least_float32(x), prefix).amax(-1)
 
 
 class RMAC(nn.Module):
@@ -108,7 +108,7 @@ class RMAC(nn.Module):
             return x
         if x.dim() == 3:
             raise UserError("pool: rmac received, but the backbone gives tokens; accepted: gem, average, mac")
-        x = _at_least_float32(x)
+        x = at_least_float32(x)
         parts = [x[:, :, y : y + side, z : z + side] for y, z, side in self._regions(*x.shape[2:])]
         return torch.stack([functional.normalize(part.amax((2, 3)), dim=1) for part in parts]).sum(0)
 
@@ -161,7 +161,8 @@ def _cells(x: Tensor, prefix: int) -> Tensor:
     return x.flatten(2) if x.dim() == 4 else x[:, prefix:].transpose(1, 2)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return `x`, half precision raised."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
