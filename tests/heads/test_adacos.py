@@ -9,6 +9,9 @@ from torch import distributed, multiprocessing
 
 from guie.errors import UserError
 from guie.heads.adacos import AdaCos
+from guie.heads.matryoshka import Matryoshka, prefix
+from guie.train.model import TrainedModel
+from guie.types import Mixed
 
 FACTS = {"num_classes": CLASSES, "embed_dim": WIDTH}
 
@@ -50,11 +53,67 @@ def test_the_dynamic_scale_follows_the_paper_over_three_batches(theta_zero, chun
     for seed in range(3):
         raw, labels = random_case(seed, pictures=pictures)
         expected = next_scale(expected, raw.detach(), head.weight.detach(), labels, theta_zero)
+        head.at_step(seed, 3, 3)
         loss = head(output_of(raw), batch_of(labels))
         assert head.scale.item() == pytest.approx(expected, rel=1e-12)
         theirs = loop_losses(raw, head.weight, labels, lambda c, _: c, expected).mean()
         same_gradients(loss.total, theirs, raw, head.weight)
         assert loss.scalars["scale"].item() == pytest.approx(expected, rel=1e-12)
+
+
+def two_steps(head, calls):
+    """Return what the scale is after two steps of calls (raw, weight, labels), the mean of each step's."""
+    expected = head.scale.item()
+    for _ in range(2):
+        scales = [next_scale(expected, *(value.detach() for value in call)) for call in calls]
+        expected = sum(scales) / len(scales)
+    return expected, scales
+
+
+def test_micro_batches_move_the_scale_once_a_step_by_the_mean_of_theirs():
+    head, (raw, labels) = double(), random_case(pictures=10)
+    pieces = [(raw[i : i + 5], labels[i : i + 5]) for i in (0, 5)]
+    expected, _ = two_steps(head, [(x, head.weight, y) for x, y in pieces])
+    for step in range(2):
+        head.at_step(step, 2, 2)
+        for x, y in pieces:
+            head(output_of(x), batch_of(y))
+    assert head.scale.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_tied_prefixes_move_the_scale_once_a_step_by_the_mean_of_theirs():
+    wrapped = Matryoshka(lambda embed_dim: double(), [2, 4, WIDTH], tied=True, embed_dim=WIDTH)
+    (inner,), (raw, labels) = wrapped.heads.values(), random_case()
+    expected, scales = two_steps(
+        inner, [(raw[:, :dim], inner.weight[:, :dim], labels) for dim in wrapped.dims]
+    )
+    for step in range(2):
+        inner.at_step(step, 2, 2)
+        loss = wrapped(output_of(raw), batch_of(labels))
+    assert inner.scale.item() == pytest.approx(expected, rel=1e-12)
+    theirs = 0
+    for dim, scale in zip(wrapped.dims, scales, strict=True):
+        cut = prefix(output_of(raw), dim).raw
+        theirs = theirs + loop_losses(cut, inner.weight[:, :dim], labels, lambda c, _: c, scale).mean()
+    same_gradients(loss.total, theirs, raw, inner.weight)
+
+
+def test_mixed_labels_move_the_scale_once_a_step_by_the_mean_of_theirs():
+    head, (raw, labels) = double(), random_case()
+    other = labels.flip(0)
+    expected, scales = two_steps(head, [(raw, head.weight, labels), (raw, head.weight, other)])
+    batch = batch_of(labels)
+    batch.mixed = Mixed(other, batch.domains, batch.ids, torch.tensor(0.7, dtype=torch.float64))
+    model = TrainedModel(torch.nn.Identity(), head, None, features=False)
+    for step in range(2):
+        head.at_step(step, 2, 2)
+        loss = model._loss(output_of(raw), batch)
+    assert head.scale.item() == pytest.approx(expected, rel=1e-12)
+    both = [
+        loop_losses(raw, head.weight, y, lambda c, _: c, scale).mean()
+        for y, scale in zip((labels, other), scales, strict=True)
+    ]
+    same_gradients(loss.total, 0.7 * both[0] + 0.3 * both[1], raw, head.weight)
 
 
 def test_a_small_median_angle_is_used_instead_of_theta_zero():
@@ -86,6 +145,7 @@ def test_the_scale_is_in_the_checkpoint_and_stays_in_evaluation():
     assert torch.equal(again.scale, head.scale)
     again.eval()(output_of(raw), batch_of(labels))
     assert torch.equal(again.scale, head.scale)
+    head.at_step(1, 2, 2)
     first = head(output_of(raw), batch_of(labels)).total
     torch.testing.assert_close(again.train()(output_of(raw), batch_of(labels)).total, first, rtol=0, atol=0)
 
@@ -94,7 +154,8 @@ def test_the_scale_stays_above_zero_where_all_other_classes_are_far():
     head = AdaCos(num_classes=3, embed_dim=2)
     head.weight.data.copy_(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]]))
     raw, labels = torch.tensor([[1.0, 0.0]]).expand(4, 2), torch.zeros(4, dtype=torch.int64)
-    for _ in range(3):
+    for step in range(3):
+        head.at_step(step, 3, 3)
         loss = head(output_of(raw), batch_of(labels))
         assert head.scale > 0 and loss.total.isfinite()
 
@@ -115,7 +176,8 @@ def _on_a_rank(rank, address, results):
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     head, (raw, labels) = double(), random_case(pictures=10)
     mine = raw.detach()[rank * 5 : rank * 5 + 5].requires_grad_()
-    for _ in range(2):
+    for step in range(2):
+        head.at_step(step, 2, 2)
         loss = head(output_of(mine), batch_of(labels[rank * 5 : rank * 5 + 5]))
     gradients = torch.autograd.grad(loss.total, (mine, head.weight))
     results.put((rank, head.scale.item(), *(g.tolist() for g in gradients)))
@@ -133,7 +195,8 @@ def test_two_ranks_keep_the_scale_of_the_whole_batch(tmp_path):
     for process in ranks:
         process.join()
     head, (raw, labels) = double(), random_case(pictures=10)
-    for _ in range(2):
+    for step in range(2):
+        head.at_step(step, 2, 2)
         loss = head(output_of(raw), batch_of(labels))
     of_raw, of_weight = torch.autograd.grad(loss.total, (raw, head.weight))
     assert found[0][1] == found[1][1] == pytest.approx(head.scale.item(), rel=1e-12)

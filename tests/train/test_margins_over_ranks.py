@@ -12,6 +12,7 @@ from guie.heads.domain import DomainArcFace
 from guie.heads.large_margin import LSoftmax
 from guie.heads.margin import SubCenterArcFace
 from guie.heads.margin_by import ByEpoch, BySize
+from guie.heads.matryoshka import Matryoshka
 from guie.train.distributed import World
 from guie.train.optim import adamw
 from guie.train.task import Task
@@ -25,8 +26,13 @@ def growing():
     return SubCenterArcFace(2, margin_by=by, focal=1.0, label_smoothing=0.1, **FACTS)
 
 
+def adacos(embed_dim):
+    return AdaCos(num_classes=CLASSES, embed_dim=embed_dim)
+
+
 HEADS = {
     "adacos": lambda: AdaCos(**FACTS),
+    "adacos of prefixes": lambda: Matryoshka(adacos, [3, DIM], tied=True, embed_dim=DIM),
     "growing": growing,
     "l_softmax": lambda: LSoftmax(decay=0.8, **FACTS),
     "tiles": lambda: DomainArcFace("tile", **DOMAINS),

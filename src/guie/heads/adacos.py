@@ -29,7 +29,9 @@ class AdaCos(nn.Module):
     one begins there, and each training batch makes the next: log(mean over the batch of the sum over the
     other classes of exp(scale * cos)) / cos(min(theta_zero, median angle to the target)). The batch is that
     of all ranks, which so keep one scale; they must hold equally many pictures. Of an even number the lower
-    of the two middle angles is the median. Other parameters as in `ArcFace`.
+    of the two middle angles is the median. Where a step calls the head several times (micro-batches, mixup,
+    prefixes of `Matryoshka`), each call makes a scale of its own from the one before the step, and the step
+    leaves their mean. Other parameters as in `ArcFace`.
     """
 
     def __init__(  # noqa: PLR0913
@@ -54,23 +56,38 @@ class AdaCos(nn.Module):
         first = math.log(num_classes - 1) / math.cos(theta_zero)
         self.rule = checked_rule(Rule(Additive(0.0), first, label_smoothing, chunk))
         self.register_buffer("scale", torch.tensor(first))
+        # Not in the state dict: they begin anew with each step.
+        self.register_buffer("before", torch.tensor(first), False)
+        self.register_buffer("calls", torch.zeros(()), False)
         self.reduction = Reduction(focal, per_domain)
         self.weight = class_centres((num_classes, embed_dim), init, centres)
 
+    def at_step(self, step: int, steps: int, steps_per_epoch: int) -> None:
+        """Begin a step: its calls start from the scale that is there."""
+        del step, steps, steps_per_epoch
+        self.get_buffer("calls").zero_()
+
     def forward(self, output: Output, batch: Batch) -> Loss:
         """Return the mean loss at the scale that this batch makes; logs what `ArcFace` does, and `scale`."""
-        scale = self.get_buffer("scale")
+        scale = self.get_buffer("scale").clone()  # the backward pass reads it, maybe after the next batch
         if self.dynamic and self.training:
             check_labels(batch.labels, len(self.weight))
-            scale.copy_(self._next_scale(output.raw.detach(), batch.labels))
-        scale = scale.clone()  # the backward pass reads it, maybe after the next batch
+            scale = self._moved(output.raw.detach(), batch.labels)
         rule = replace(self.rule, scale=scale)
         loss = margin_loss(output.raw, self.weight, batch, rule, self.reduction)
         return Loss(loss.total, {**loss.scalars, "scale": scale})
 
     @torch.no_grad()
-    def _next_scale(self, raw: Tensor, labels: Tensor) -> Tensor:
-        scale = self.get_buffer("scale").clone()
+    def _moved(self, raw: Tensor, labels: Tensor) -> Tensor:
+        """Return the scale () that this call makes, and take it into the mean of the step's calls."""
+        scale, before, calls = (self.get_buffer(name) for name in ("scale", "before", "calls"))
+        before.copy_(torch.where(calls == 0, scale, before))
+        found = self._next_scale(raw, labels, before).to(scale.dtype)
+        calls += 1
+        scale.lerp_(found, 1 / calls)
+        return found
+
+    def _next_scale(self, raw: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
         hidden = Rule(_Hidden(scale), scale, chunk=self.rule.chunk)
         found = margin_softmax(raw.to(self.weight.dtype), self.weight, labels, hidden)
         columns = torch.stack([found.losses - _HIDDEN, found.cosine], 1)
