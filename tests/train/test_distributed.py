@@ -97,10 +97,22 @@ def test_synchronising_keeps_weights_names_and_what_follows_the_norm():
     module = nn.Sequential(nn.Conv2d(3, 4, 1), Fused(4)).double().eval()
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     names, before = list(module.state_dict()), module(x)
-    synchronise(module, World(0, 2))
+    synchronise(module)
     assert isinstance(module[1], SyncedBatchNorm)
     assert list(module.state_dict()) == names
     torch.testing.assert_close(module(x), before)
+
+
+def test_synchronising_keeps_the_hooks_of_a_norm_and_a_norm_that_two_share():
+    shared, called = nn.BatchNorm1d(3), []
+    shared.register_forward_pre_hook(lambda module, args: called.append("before"))
+    shared.register_forward_hook(lambda module, args, output: called.append("after"))
+    shared.register_full_backward_hook(lambda module, of_input, of_output: called.append("backward"))
+    module = nn.Sequential(shared, nn.Linear(3, 3), shared).eval()
+    synchronise(module)
+    module(torch.randn(2, 3, requires_grad=True)).sum().backward()
+    assert called == ["before", "after"] * 2 + ["backward"] * 2
+    assert module[0] is module[2]
 
 
 def test_devices_and_precisions_are_named():

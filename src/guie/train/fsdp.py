@@ -56,7 +56,7 @@ def cut(
     own = set(sharded_names(trained))
     _prepare({n: p for n, p in trained.named_parameters() if n not in own}, trained.buffers())
     if sync_bn:
-        synchronise(trained, world)
+        synchronise(trained)
     apart = {trained.get_parameter(name) for name in own}
     names = _names(optimizer, trained)
     for parameter in apart:

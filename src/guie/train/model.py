@@ -40,7 +40,7 @@ class TrainedModel(nn.Module):
         if any(by_fsdp(parameter) for parameter in self.parameters()):
             return
         if sync_bn and world.size > 1:
-            synchronise(self, world)
+            synchronise(self)
         self.to(device=world.device)
         if channels_last:
             self.to(memory_format=torch.channels_last)

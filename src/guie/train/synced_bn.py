@@ -9,8 +9,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from guie.train.distributed import World
-
 
 class _SumOverRanks(torch.autograd.Function):
     """Sum over ranks; its gradient is the sum of the ranks' gradients."""
@@ -70,23 +68,8 @@ class SyncedBatchNorm(_BatchNorm):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)
 
 
-def synchronise(module: nn.Module, world: World) -> None:
-    """Replace, in place, every BatchNorm below `module` by a synchronised one of the same weights."""
-    for name, child in list(module.named_children()):
-        if isinstance(child, _BatchNorm) and not isinstance(child, SyncedBatchNorm):
-            setattr(module, name, _synced(child))
-        else:
-            synchronise(child, world)
-
-
-def _synced(norm: _BatchNorm) -> SyncedBatchNorm:
-    synced = SyncedBatchNorm(
-        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
-    )
-    # The very parameters and buffers, so that an optimiser built before still holds them.
-    synced._parameters, synced._buffers = norm._parameters, norm._buffers
-    for name in ("drop", "act"):
-        if isinstance(getattr(norm, name, None), nn.Module):
-            synced.add_module(name, getattr(norm, name))
-    synced.frozen = getattr(norm, "frozen", False)  # type: ignore[assignment]
-    return synced.train(norm.training)
+def synchronise(module: nn.Module) -> None:
+    """Make, in place, every BatchNorm of `module` a synchronised one; it keeps its weights, hooks and mode."""
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.__class__ = SyncedBatchNorm
