@@ -68,6 +68,7 @@ def test_a_config_mistake_is_one_line_that_names_the_key(overrides, message):
         ("pt=photo (1).pt", "pt='photo (1).pt'"),
         ("dataset.folder.root=a#b", "dataset.folder.root='a#b'"),
         ("out=it's", r"out='it\'s'"),
+        ("head.centres=of (b).npy", "head.centres='of (b).npy'"),
         ("ckpt=null", "ckpt=null"),
         ("ckpt='quoted'", "ckpt='quoted'"),
         ("eval_on=sop", "dataset@eval_on=sop"),

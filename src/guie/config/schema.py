@@ -36,7 +36,7 @@ GROUPS = (
     "cleaning",
 )
 PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
-PATH_KEYS |= {"path", "pattern", "wise", "start"}
+PATH_KEYS |= {"path", "pattern", "wise", "start", "centres"}
 
 _SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
 
