@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -100,7 +101,8 @@ class Embeddings:
     """Vectors of one embedding space with what is known of each row.
 
     `vectors` (N,D) float32; `files`, `labels`, `domains`, `splits` (N,) str; `space_id` names weights,
-    preprocessing and post-processing: mixing two spaces is refused.
+    preprocessing and post-processing: mixing two spaces is refused. `truth` are the protocol's pairs where
+    labels do not decide.
     """
 
     vectors: np.ndarray
@@ -109,6 +111,53 @@ class Embeddings:
     domains: np.ndarray
     splits: np.ndarray
     space_id: str
+    truth: Pairs | None = None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a protocol states of pairs: `query` and `item` (P,) files, `relation` (P,) ok, easy, hard or junk,
+    `usage` (P,) public, private or ignored: in which part of the result the pair's query counts."""
+
+    query: np.ndarray
+    item: np.ndarray
+    relation: np.ndarray
+    usage: np.ndarray
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a search, queries or gallery: `vectors` (N,D) float32, `files` (N,) as in `Embeddings`.
+
+    `labels` (N,) are those of the gallery alone: no step of a search may look at those of its queries.
+    `picture` gives the bytes of a file to the steps that look at pictures.
+    """
+
+    vectors: np.ndarray
+    files: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    picture: Callable[[str], bytes] | None = None
+
+
+class Index(Protocol):
+    """A gallery that can be searched."""
+
+    @property
+    def tile(self) -> int | None:
+        """How many queries to ask at a time so that memory stays bounded; None: all of them at once."""
+
+    def search(self, queries: Side, k: int, *, self_ids: np.ndarray | None = None) -> Ranking:
+        """Return the k best gallery positions of each query, (Q,k), ties to the lower position.
+
+        `self_ids` (Q,) is the gallery position of the query itself, left out of its result; -1: none.
+        """
+
+
+class Search(Protocol):
+    """A way to search: makes a gallery searchable."""
+
+    def index(self, gallery: Side) -> Index:
+        """Return the index of `gallery`."""
 
 
 @dataclass(frozen=True)
