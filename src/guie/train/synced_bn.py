@@ -69,7 +69,7 @@ class SyncedBatchNorm(_BatchNorm):
 
 
 def synchronise(module: nn.Module) -> None:
-    """Make, in place, every BatchNorm of `module` a synchronised one; it keeps its weights, hooks and mode."""
+    """Make every BatchNorm of `module`, in place, a synchronised one that keeps weights, hooks and mode."""
     for norm in module.modules():
         if isinstance(norm, _BatchNorm):
             norm.__class__ = SyncedBatchNorm
