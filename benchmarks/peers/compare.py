@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from guie.metrics import paired_bootstrap
+from guie.metrics.bootstrap import paired_bootstrap
 
 
 def per_query(folders: list[str], column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

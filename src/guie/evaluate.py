@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from guie import metrics
 from guie.embeddings import concatenate, to_arrow
 from guie.errors import UserError
-from guie.search import knn, tile_rows
+from guie.metrics.bootstrap import bootstrap_interval
+from guie.metrics.hits import count_relevant, find_hits, per_query
+from guie.search.exact import knn, tile_rows
 from guie.types import Embeddings, Ranking, Truth
 
 # Results per query searched for MAP@R at most; where a class is larger, MAP@R is left out.
@@ -107,7 +108,7 @@ def score(
     position = np.full(len(vectors), -1, dtype=np.int32)
     position[gallery] = np.arange(len(gallery), dtype=np.int32)
     gallery_labels = labels[gallery]
-    relevant = metrics.count_relevant(Truth(labels[queries], gallery_labels, position[queries]))
+    relevant = count_relevant(Truth(labels[queries], gallery_labels, position[queries]))
     kept, relevant = queries[relevant > 0], relevant[relevant > 0]
     depth = _depth(protocol, relevant)
     gallery_vectors = _rows_of(vectors, gallery)
@@ -133,8 +134,8 @@ def _score_tile(
     """Return ({metric: (T,)}, the first 5 neighbours, rank of the first hit) of one tile of queries."""
     self_ids = truth.self_ids if (truth.self_ids >= 0).any() else None
     ranking = knn(queries, gallery, depth, self_ids=self_ids, memory_mib=protocol.memory_mib)
-    hits = metrics.find_hits(ranking.ids, truth, distinct=True)
-    values = metrics.per_query(hits, recall_ks=protocol.recall_ks, map_k=protocol.map_k)
+    hits = find_hits(ranking.ids, truth, distinct=True)
+    values = per_query(hits, recall_ks=protocol.recall_ks, map_k=protocol.map_k)
     first_hit = np.zeros(len(queries), dtype=np.int32)
     first = hits.order == 1
     first_hit[hits.query[first]] = hits.rank[first]
@@ -215,7 +216,7 @@ def _summary(scores: Scores, chosen: np.ndarray | None = None) -> dict:
     """Return the means over all queries, or over those `chosen` (Q,) bool, with counts."""
     chosen = np.ones(len(scores.rows), dtype=bool) if chosen is None else chosen
     numbers: dict = {name: float(values[chosen].mean()) for name, values in scores.values.items()}
-    low, high = metrics.bootstrap_interval(scores.values["mP@5"][chosen], samples=2000)
+    low, high = bootstrap_interval(scores.values["mP@5"][chosen], samples=2000)
     numbers["mP@5_interval"] = [low, high]
     numbers["queries"], numbers["gallery"] = int(chosen.sum()), scores.gallery
     if chosen.all():

@@ -5,8 +5,20 @@ import json
 import numpy as np
 import pytest
 
-from guie import metrics
-from guie.search import knn
+from guie.metrics.hits import (
+    average_precision_at,
+    average_precision_at_r,
+    count_relevant,
+    find_hits,
+    guie_precision,
+    hits_from_mask,
+    per_query,
+    precision_at,
+    r_precision,
+    recall_at,
+    reciprocal_rank,
+)
+from guie.search.exact import knn
 from guie.types import Truth
 
 
@@ -36,10 +48,10 @@ LABELS = {
 def self_retrieval_hits(vectors, labels, depth=None):
     """Rank `depth` (default: all) others for each row; drop lone queries."""
     truth = with_self(labels)
-    kept = np.flatnonzero(metrics.count_relevant(truth))
+    kept = np.flatnonzero(count_relevant(truth))
     truth = Truth(labels[kept], labels, kept)
     ranking = knn(vectors[kept], vectors, depth or len(vectors) - 1, self_ids=kept)
-    return metrics.find_hits(ranking.ids, truth)
+    return find_hits(ranking.ids, truth)
 
 
 def random_hits(seed, queries=40, depth=30, gallery=80, classes=12):
@@ -71,13 +83,13 @@ def precision_sum(flags, depth):
 
 
 FORMULAS = {
-    "mP@5": (metrics.guie_precision, lambda f, n: sum(f[: min(n, 5)]) / min(n, 5)),
-    "P@5": (lambda h: metrics.precision_at(h, 5), lambda f, n: sum(f[:5]) / 5),
-    "R@3": (lambda h: metrics.recall_at(h, 3), lambda f, n: float(any(f[:3]))),
-    "mAP@10": (lambda h: metrics.average_precision_at(h, 10), lambda f, n: precision_sum(f, 10) / min(n, 10)),
-    "MAP@R": (metrics.average_precision_at_r, lambda f, n: precision_sum(f, n) / n),
-    "R-Prec": (metrics.r_precision, lambda f, n: sum(f[:n]) / n),
-    "MRR": (metrics.reciprocal_rank, lambda f, n: 1 / (f.index(True) + 1) if any(f) else 0.0),
+    "mP@5": (guie_precision, lambda f, n: sum(f[: min(n, 5)]) / min(n, 5)),
+    "P@5": (lambda h: precision_at(h, 5), lambda f, n: sum(f[:5]) / 5),
+    "R@3": (lambda h: recall_at(h, 3), lambda f, n: float(any(f[:3]))),
+    "mAP@10": (lambda h: average_precision_at(h, 10), lambda f, n: precision_sum(f, 10) / min(n, 10)),
+    "MAP@R": (average_precision_at_r, lambda f, n: precision_sum(f, n) / n),
+    "R-Prec": (r_precision, lambda f, n: sum(f[:n]) / n),
+    "MRR": (reciprocal_rank, lambda f, n: 1 / (f.index(True) + 1) if any(f) else 0.0),
 }
 
 
@@ -86,7 +98,7 @@ def test_every_metric_equals_its_definition_in_a_loop(name):
     ours, definition = FORMULAS[name]
     ids, truth = random_hits(seed=1)
     np.testing.assert_allclose(
-        ours(metrics.find_hits(ids, truth)), looped(ids, truth, definition), rtol=0, atol=1e-12
+        ours(find_hits(ids, truth)), looped(ids, truth, definition), rtol=0, atol=1e-12
     )
 
 
@@ -97,7 +109,7 @@ def test_repeated_ids_use_a_rank_and_count_once(name):
     ids[:, 1:4] = ids[:, :1]
     ids[:, -3:] = -1
     np.testing.assert_allclose(
-        ours(metrics.find_hits(ids, truth)), looped(ids, truth, definition), rtol=0, atol=1e-12
+        ours(find_hits(ids, truth)), looped(ids, truth, definition), rtol=0, atol=1e-12
     )
 
 
@@ -105,49 +117,49 @@ def test_mp5_of_the_challenge_unit_case():
     # Relevant (1,3,6,1,2): hits 0, 1 of 3, 4 of 5, 1 and none.
     mask = np.zeros((5, 5), dtype=bool)
     mask[1, 0] = mask[2, :4] = mask[3, 0] = True
-    hits = metrics.hits_from_mask(mask, np.array([1, 3, 6, 1, 2]))
-    assert metrics.guie_precision(hits).mean() == pytest.approx(0.426667, abs=1e-6)
+    hits = hits_from_mask(mask, np.array([1, 3, 6, 1, 2]))
+    assert guie_precision(hits).mean() == pytest.approx(0.426667, abs=1e-6)
 
 
 def test_mp5_looks_only_at_as_many_results_as_are_relevant():
     mask = np.array([[False, True, False, False, False]])
-    assert metrics.guie_precision(metrics.hits_from_mask(mask, np.array([1])))[0] == 0
-    assert metrics.guie_precision(metrics.hits_from_mask(mask, np.array([2])))[0] == 0.5
+    assert guie_precision(hits_from_mask(mask, np.array([1])))[0] == 0
+    assert guie_precision(hits_from_mask(mask, np.array([2])))[0] == 0.5
 
 
 def test_a_query_without_relevant_images_is_an_error():
-    hits = metrics.hits_from_mask(np.zeros((2, 5), dtype=bool), np.array([1, 0]))
+    hits = hits_from_mask(np.zeros((2, 5), dtype=bool), np.array([1, 0]))
     with pytest.raises(ValueError, match=r"1 queries without a relevant gallery image .first: query 1."):
-        metrics.guie_precision(hits)
+        guie_precision(hits)
 
 
 @pytest.mark.parametrize("value, name", [(0.7186666667, "li"), (0.0127516779, "lu")])
 def test_embeddings_give_the_stated_mp5(blobs, value, name):
     hits = self_retrieval_hits(blobs, LABELS[name])
     assert len(hits) == {"li": 300, "lu": 298}[name]
-    assert metrics.guie_precision(hits).mean() == pytest.approx(value, abs=1e-9)
+    assert guie_precision(hits).mean() == pytest.approx(value, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    "name, p1, r_precision, map_r",
+    "name, p1, r_prec, map_r",
     [("li", 0.8066666667, 0.6185185185, 0.5444757496), ("lu", 0.0067114094, 0.0137131139, 0.0051234420)],
 )
-def test_embeddings_give_the_stated_rank_metrics(blobs, name, p1, r_precision, map_r):
+def test_embeddings_give_the_stated_rank_metrics(blobs, name, p1, r_prec, map_r):
     hits = self_retrieval_hits(blobs, LABELS[name])
-    assert metrics.precision_at(hits, 1).mean() == pytest.approx(p1, abs=1e-9)
-    assert metrics.r_precision(hits).mean() == pytest.approx(r_precision, abs=1e-9)
-    assert metrics.average_precision_at_r(hits).mean() == pytest.approx(map_r, abs=1e-9)
+    assert precision_at(hits, 1).mean() == pytest.approx(p1, abs=1e-9)
+    assert r_precision(hits).mean() == pytest.approx(r_prec, abs=1e-9)
+    assert average_precision_at_r(hits).mean() == pytest.approx(map_r, abs=1e-9)
 
 
 def test_embeddings_give_the_stated_mrr_and_gpr_map(blobs):
     labels = LABELS["li"]
     # The stated value looks at 9 results, as many as a class has others (PML's default), in float32.
     hits = self_retrieval_hits(blobs, labels, depth=9)
-    assert metrics.reciprocal_rank(hits).mean() == pytest.approx(0.8699576855, abs=1e-7)
+    assert reciprocal_rank(hits).mean() == pytest.approx(0.8699576855, abs=1e-7)
     # GPR1200 leaves the query in the gallery, at rank 1, as a hit.
     ranking = knn(blobs, blobs, 300)
-    hits = metrics.find_hits(ranking.ids, Truth(labels, labels, np.full(300, -1)))
-    assert metrics.average_precision_at(hits, 300).mean() == pytest.approx(0.73431590, abs=1e-8)
+    hits = find_hits(ranking.ids, Truth(labels, labels, np.full(300, -1)))
+    assert average_precision_at(hits, 300).mean() == pytest.approx(0.73431590, abs=1e-8)
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +179,12 @@ def test_published_landmark_retrieval_values(reference):
     for row, (query, answers) in enumerate(solution.items()):
         for column, item in enumerate(predicted.get(query, [])):
             mask[row, column] = item in answers
-    hits = metrics.hits_from_mask(mask, np.array([len(answers) for answers in solution.values()]))
+    hits = hits_from_mask(mask, np.array([len(answers) for answers in solution.values()]))
     expected = case["expected"]
-    ap = metrics.average_precision_at
+    ap = average_precision_at
     assert ap(hits, 100).mean() == pytest.approx(expected["MeanAveragePrecision"], abs=1e-6)
     assert ap(hits, 1).mean() == pytest.approx(expected["MeanAveragePrecision_max_predictions_1"])
-    precisions = [metrics.precision_at(hits, k).mean() for k in (1, 2)]
+    precisions = [precision_at(hits, k).mean() for k in (1, 2)]
     assert precisions == pytest.approx(expected["MeanPrecisions_max_predictions_2"])
 
 
@@ -184,20 +196,20 @@ def test_published_pml_values(reference, self_in_gallery):
     if self_in_gallery:
         results, relevant = results[:, 1:], relevant - 1
     expected = case["per_query"]["ref_includes_query" if self_in_gallery else "ref_excludes_query"]
-    hits = metrics.hits_from_mask(results == query_labels[:, None], relevant)
-    assert metrics.r_precision(hits).tolist() == pytest.approx(expected["r_precision"])
-    assert metrics.average_precision_at_r(hits).tolist() == pytest.approx(expected["map_at_r"])
-    assert metrics.average_precision_at(hits, 5).tolist() == pytest.approx(expected["map"])
-    assert metrics.reciprocal_rank(hits).tolist() == pytest.approx(expected["mrr"])
-    assert metrics.precision_at(hits, 1).mean() == pytest.approx(expected["precision_at_1_mean"])
+    hits = hits_from_mask(results == query_labels[:, None], relevant)
+    assert r_precision(hits).tolist() == pytest.approx(expected["r_precision"])
+    assert average_precision_at_r(hits).tolist() == pytest.approx(expected["map_at_r"])
+    assert average_precision_at(hits, 5).tolist() == pytest.approx(expected["map"])
+    assert reciprocal_rank(hits).tolist() == pytest.approx(expected["mrr"])
+    assert precision_at(hits, 1).mean() == pytest.approx(expected["precision_at_1_mean"])
 
 
 def test_published_oml_hit_rates(reference):
     # OML's precision@k and map@k are other definitions (hits / min(k, n); AP over the hits found).
     case = reference["published"]["oml_retrieval"]["exact_case"]
-    hits = metrics.hits_from_mask(np.array(case["gt_tops"], dtype=bool), np.array(case["n_gt"]))
+    hits = hits_from_mask(np.array(case["gt_tops"], dtype=bool), np.array(case["n_gt"]))
     for k, expected in case["cmc"].items():
-        assert metrics.recall_at(hits, int(k)).tolist() == expected
+        assert recall_at(hits, int(k)).tolist() == expected
 
 
 def fixture_hits(reference, self_retrieval=False, depth=None):
@@ -205,7 +217,7 @@ def fixture_hits(reference, self_retrieval=False, depth=None):
     queries, gallery, labels, truths = f["Q"], f["X"], f["q_labels"], f["x_labels"]
     if not self_retrieval:
         ranking = knn(queries, gallery, len(gallery))
-        return metrics.find_hits(ranking.ids, Truth(labels, truths, np.full(len(labels), -1)))
+        return find_hits(ranking.ids, Truth(labels, truths, np.full(len(labels), -1)))
     return self_retrieval_hits(gallery, truths, depth)
 
 
@@ -215,20 +227,18 @@ def test_other_programs_agree_on_queries_against_an_index(reference):
     reference = {**reference, "fixture": {**f, "Q": f["Q"][kept], "q_labels": f["q_labels"][kept]}}
     hits = fixture_hits(reference)
     pml = outputs["pml_query_index"]
-    assert metrics.precision_at(hits, 1).mean() == pytest.approx(pml["precision_at_1"], abs=1e-6)
-    assert metrics.average_precision_at_r(hits).mean() == pytest.approx(
-        pml["mean_average_precision_at_r"], abs=1e-6
-    )
-    assert metrics.r_precision(hits).mean() == pytest.approx(pml["r_precision"], abs=1e-6)
-    assert metrics.reciprocal_rank(hits).mean() == pytest.approx(pml["mean_reciprocal_rank"], abs=1e-6)
+    assert precision_at(hits, 1).mean() == pytest.approx(pml["precision_at_1"], abs=1e-6)
+    assert average_precision_at_r(hits).mean() == pytest.approx(pml["mean_average_precision_at_r"], abs=1e-6)
+    assert r_precision(hits).mean() == pytest.approx(pml["r_precision"], abs=1e-6)
+    assert reciprocal_rank(hits).mean() == pytest.approx(pml["mean_reciprocal_rank"], abs=1e-6)
     for k in (5, 10, 100):
         expected = outputs["gldv2_retrieval"][f"mAP@{k}"]
-        assert metrics.average_precision_at(hits, k).mean() == pytest.approx(expected, abs=1e-9)
-    precisions = [metrics.precision_at(hits, k).mean() for k in range(1, 11)]
+        assert average_precision_at(hits, k).mean() == pytest.approx(expected, abs=1e-9)
+    precisions = [precision_at(hits, k).mean() for k in range(1, 11)]
     assert precisions == pytest.approx(outputs["gldv2_retrieval"]["mP@1..10"], abs=1e-9)
     for k in (1, 5, 10):
-        assert metrics.recall_at(hits, k).mean() == pytest.approx(outputs["oml"][f"cmc@{k}"], abs=1e-6)
-    assert metrics.guie_precision(hits).mean() == pytest.approx(
+        assert recall_at(hits, k).mean() == pytest.approx(outputs["oml"][f"cmc@{k}"], abs=1e-6)
+    assert guie_precision(hits).mean() == pytest.approx(
         outputs["uned_query_index"]["mMP@5 (3 decimals)"], abs=6e-4
     )
 
@@ -236,52 +246,25 @@ def test_other_programs_agree_on_queries_against_an_index(reference):
 def test_other_programs_agree_on_self_retrieval(reference):
     hits = fixture_hits(reference, self_retrieval=True)
     pml, uned = reference["outputs"]["pml_self"], reference["outputs"]["uned_self_throw_first"]
-    assert metrics.precision_at(hits, 1).mean() == pytest.approx(pml["precision_at_1"], abs=1e-6)
-    assert metrics.average_precision_at_r(hits).mean() == pytest.approx(
-        pml["mean_average_precision_at_r"], abs=1e-6
-    )
-    assert metrics.r_precision(hits).mean() == pytest.approx(pml["r_precision"], abs=1e-6)
+    assert precision_at(hits, 1).mean() == pytest.approx(pml["precision_at_1"], abs=1e-6)
+    assert average_precision_at_r(hits).mean() == pytest.approx(pml["mean_average_precision_at_r"], abs=1e-6)
+    assert r_precision(hits).mean() == pytest.approx(pml["r_precision"], abs=1e-6)
     short = fixture_hits(reference, self_retrieval=True, depth=hits.relevant.max())
-    assert metrics.reciprocal_rank(short).mean() == pytest.approx(pml["mean_reciprocal_rank"], abs=1e-6)
-    assert metrics.recall_at(hits, 1).mean() == pytest.approx(uned["R@1 (3 decimals)"], abs=6e-4)
-    assert metrics.guie_precision(hits).mean() == pytest.approx(uned["mMP@5 (3 decimals)"], abs=6e-4)
+    assert reciprocal_rank(short).mean() == pytest.approx(pml["mean_reciprocal_rank"], abs=1e-6)
+    assert recall_at(hits, 1).mean() == pytest.approx(uned["R@1 (3 decimals)"], abs=6e-4)
+    assert guie_precision(hits).mean() == pytest.approx(uned["mMP@5 (3 decimals)"], abs=6e-4)
 
 
 def test_other_programs_agree_on_the_query_kept_in(reference):
     f = reference["fixture"]
     labels = f["x_labels"]
     ranking = knn(f["X"], f["X"], len(labels))
-    hits = metrics.find_hits(ranking.ids, Truth(labels, labels, np.full(len(labels), -1)))
+    hits = find_hits(ranking.ids, Truth(labels, labels, np.full(len(labels), -1)))
     expected = reference["outputs"]["gpr1200_self"]["mAP_query_included"]
-    assert metrics.average_precision_at(hits, len(labels)).mean() == pytest.approx(expected, abs=1e-9)
+    assert average_precision_at(hits, len(labels)).mean() == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_metric_that_needs_more_results_is_left_out():
     ids, truth = random_hits(seed=3, depth=6, gallery=300)
-    names = set(metrics.per_query(metrics.find_hits(ids, truth)))
+    names = set(per_query(find_hits(ids, truth)))
     assert names == {"mP@5", "R@1", "R@5", "MRR"}
-
-
-@pytest.mark.parametrize("few_values", [True, False])
-def test_the_bootstrap_interval_has_the_width_of_theory(few_values):
-    r = np.random.default_rng(0)
-    values = r.integers(5, size=2000) / 5 if few_values else r.normal(size=2000)
-    low, high = metrics.bootstrap_interval(values, samples=4000)
-    half = 1.96 * values.std() / np.sqrt(len(values))
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.06 * half)
-
-
-def test_a_paired_difference_is_found_where_separate_intervals_overlap():
-    r = np.random.default_rng(0)
-    b = r.random(500)
-    a = b + 0.01 + 0.02 * r.standard_normal(500)
-    difference, low, high = metrics.paired_bootstrap(a, b, samples=2000, seed=1)
-    assert difference == pytest.approx(np.mean(a - b)) and 0 < low < difference < high
-    assert metrics.bootstrap_interval(a)[0] < metrics.bootstrap_interval(b)[1]
-
-
-def test_paired_bootstrap_is_deterministic_and_refuses_other_queries():
-    a, b = np.arange(10.0), np.ones(10)
-    assert metrics.paired_bootstrap(a, b, seed=3) == metrics.paired_bootstrap(a, b, seed=3)
-    with pytest.raises(ValueError, match="the same queries"):
-        metrics.paired_bootstrap(a, b[:5])
