@@ -21,7 +21,7 @@ from guie.heads.memory import CrossBatchMemory
 from guie.heads.pml import Pml
 from guie.heads.proxy import ProxyAnchor
 from guie.heads.triplet import Triplet
-from guie.train.distributed import World
+from guie.train.distributed import World, replicate
 from guie.train.optim import adamw
 from guie.train.sam import sam
 from guie.train.task import Task
@@ -115,6 +115,43 @@ def two_ranks_and_one_agree(heads, folder, **changes):
 
 def test_two_ranks_equal_one_process_with_the_whole_batch(tmp_path):
     two_ranks_and_one_agree(HEADS, tmp_path)
+
+
+class Holder(nn.Module):
+    """A memory beside statistics, as in an embedder and its head."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(DIM).double(), memory(SupCon(), 200).double()
+
+    def forward(self, raw, batch):
+        raw = self.norm(raw)
+        return self.head(Output(raw, None, raw, nn.functional.normalize(raw, dim=1)), batch).total
+
+
+def test_rank_0_sends_statistics_but_no_memory_which_is_equal_on_all_ranks(tmp_path, monkeypatch):
+    def work(world):
+        sent, send = [], torch.distributed._broadcast_coalesced
+
+        def noted(group, tensors, *more):
+            sent.extend(tensor.numel() for tensor in tensors)
+            send(group, tensors, *more)
+
+        monkeypatch.setattr(torch.distributed, "_broadcast_coalesced", noted)
+        holder = Holder()
+        model = replicate(holder, world)
+        sent.clear()  # of the beginning, where rank 0's weights become everybody's
+        for step in range(3):
+            draw = torch.Generator().manual_seed(10 * step + world.rank)
+            raw = torch.randn(4, DIM, generator=draw, dtype=torch.float64)
+            labels = torch.randint(0, 3, (4,), generator=draw)
+            model(raw, Batch(raw, labels, labels, labels)).backward()
+        assert sent == 3 * [DIM, DIM, 1], sent
+        assert int(holder.head.num_stored) == 24
+        queues = world.gather([buffer.tolist() for buffer in holder.head.buffers()])
+        assert queues[0] == queues[1]
+
+    assert run_ranks(2, work, tmp_path) == [0, 0], logs(tmp_path)
 
 
 def logged_and_kept(head, share):

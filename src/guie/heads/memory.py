@@ -44,6 +44,7 @@ class CrossBatchMemory(nn.Module):
     vectors: Tensor
     columns: Tensor
     num_stored: Tensor
+    equal_buffers = ("vectors", "columns", "num_stored")  # filled with what all ranks have gathered
 
     def __init__(
         self,

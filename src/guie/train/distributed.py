@@ -173,11 +173,19 @@ def replicate(module: nn.Module, here: World, static: bool = True, apart: Sequen
 
     `static`: every step uses the same parameters, which lets torch overlap more; torch allows that only
     where no step accumulates several backward passes. The parameters named `apart` are each rank's own.
+    Buffers that a part of `module` lists in `equal_buffers` are the same on all ranks by what they are filled
+    with, so rank 0 does not send them at each forward pass, as it does statistics.
     """
     shared = [p for name, p in module.named_parameters() if name not in apart]
     if here.size == 1 or not any(p.requires_grad for p in shared):
         return module
-    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, apart)
+    unsent = [*apart, *_equal_buffers(module)]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, unsent)
     return nn.parallel.DistributedDataParallel(
         module, static_graph=static, find_unused_parameters=not static, gradient_as_bucket_view=True
     )
+
+
+def _equal_buffers(module: nn.Module) -> list[str]:
+    parts = module.named_modules()
+    return [f"{name}.{own}".lstrip(".") for name, part in parts for own in getattr(part, "equal_buffers", ())]
