@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 SOURCE = PROJECT / "src" / "guie"
 HEAVY = ["torch", "torchvision", "timm", "open_clip", "albumentations", "pandas", "faiss", "sklearn", "scipy"]
-LIGHT = ["types", "errors", "build", "config.compose", "images", "resize", "metrics", "search", "evaluate"]
+LIGHT = ["types", "errors", "build", "config.compose", "images", "resize", "metrics", "search.exact", "evaluate"]
 LIGHT += [
     "report",
     "results",

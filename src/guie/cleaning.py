@@ -31,7 +31,7 @@ from guie.errors import UserError
 from guie.images import BadImage, decode
 from guie.local.features import Keypoints, sift
 from guie.local.verify import verify
-from guie.search import knn
+from guie.search.exact import knn
 
 REPORT = "cleaning.json"
 SHARD_ROWS = 2000  # about so many pictures to one shard: minutes of one process

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from guie.types import Ranking
+from guie.types import Ranking, Side
 
 # faiss multiplies blocks of this many gallery rows at a time; its buffer is that wide.
 FAISS_BLOCK = 1024
@@ -19,7 +20,38 @@ FAISS_BLOCK = 1024
 # Below this many scores numpy is done before faiss is imported.
 WITHOUT_FAISS = 6_000_000
 
+# Neighbours of a query that metrics ask for, about: what the tile of an index is cut for.
+USUAL_DEPTH = 102
+
 Tile = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Each query against each gallery row, in working memory of `memory_mib`. Config group `search`."""
+
+    memory_mib: float = 16
+
+    def index(self, gallery: Side) -> ExactIndex:
+        """Return the gallery's rows as they are."""
+        return ExactIndex(np.ascontiguousarray(gallery.vectors, dtype=np.float32), self.memory_mib)
+
+
+@dataclass(frozen=True)
+class ExactIndex:
+    """`vectors` (N,D) float32, searched as `knn` does."""
+
+    vectors: np.ndarray
+    memory_mib: float
+
+    @property
+    def tile(self) -> int:
+        """Return how many queries fit the memory at once."""
+        return tile_rows(USUAL_DEPTH, self.memory_mib)
+
+    def search(self, queries: Side, k: int, *, self_ids: np.ndarray | None = None) -> Ranking:
+        """Return the k best gallery positions of each query, (Q,k), ties to the lower position."""
+        return knn(queries.vectors, self.vectors, k, self_ids=self_ids, memory_mib=self.memory_mib)
 
 
 def knn(

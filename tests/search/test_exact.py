@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from guie import search
+from guie.search import exact
+from guie.types import Side
 
 
 @pytest.fixture(params=["faiss", "numpy"])
@@ -11,9 +12,9 @@ def engine(request, monkeypatch):
     """Run a test with faiss and as on a machine without it."""
     if request.param == "faiss":
         pytest.importorskip("faiss")
-        monkeypatch.setattr(search, "WITHOUT_FAISS", 0)
+        monkeypatch.setattr(exact, "WITHOUT_FAISS", 0)
     else:
-        monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(exact.importlib.util, "find_spec", lambda name: None)
 
 
 def whole_numbers(rows, dim, seed, high=3):
@@ -34,7 +35,7 @@ def sorted_fully(queries, gallery, k, self_ids=None):
 @pytest.mark.parametrize("memory_mib", [0.01, 16])
 def test_neighbours_equal_a_full_sort_with_ties_by_lower_id(memory_mib):
     queries, gallery = whole_numbers(70, 6, 0), whole_numbers(2500, 6, 1)
-    ranking = search.knn(queries, gallery, 9, memory_mib=memory_mib)
+    ranking = exact.knn(queries, gallery, 9, memory_mib=memory_mib)
     assert ranking.ids.tolist() == sorted_fully(queries, gallery, 9)
     expected = np.take_along_axis(queries @ gallery.T, ranking.ids, axis=1)
     np.testing.assert_array_equal(ranking.scores, expected)
@@ -45,43 +46,43 @@ def test_neighbours_equal_a_full_sort_with_ties_by_lower_id(memory_mib):
 def test_the_query_itself_is_left_out_even_among_its_duplicates():
     gallery = np.repeat(whole_numbers(40, 5, 2), 6, axis=0)
     self_ids = np.arange(len(gallery))
-    ranking = search.knn(gallery, gallery, 7, self_ids=self_ids)
+    ranking = exact.knn(gallery, gallery, 7, self_ids=self_ids)
     assert ranking.ids.tolist() == sorted_fully(gallery, gallery, 7, self_ids)
 
 
 @pytest.mark.usefixtures("engine")
 def test_only_queries_that_are_in_the_gallery_lose_a_neighbour():
     gallery = whole_numbers(4, 3, 4)
-    ranking = search.knn(gallery[:2], gallery, 4, self_ids=np.array([-1, 1]))
+    ranking = exact.knn(gallery[:2], gallery, 4, self_ids=np.array([-1, 1]))
     assert -1 not in ranking.ids[0] and set(ranking.ids[1]) == {0, 2, 3, -1}
     assert ranking.scores[1, -1] == -np.inf
 
 
 @pytest.mark.usefixtures("engine")
 def test_a_small_gallery_leaves_places_empty():
-    ranking = search.knn(whole_numbers(3, 4, 5), whole_numbers(2, 4, 6), 5)
+    ranking = exact.knn(whole_numbers(3, 4, 5), whole_numbers(2, 4, 6), 5)
     assert (ranking.ids[:, 2:] == -1).all() and (ranking.ids[:, :2] >= 0).all()
-    empty = search.knn(whole_numbers(3, 4, 5), whole_numbers(0, 4, 6), 5)
+    empty = exact.knn(whole_numbers(3, 4, 5), whole_numbers(0, 4, 6), 5)
     assert (empty.ids == -1).all()
-    alone = search.knn(whole_numbers(1, 4, 5), whole_numbers(1, 4, 5), 2, self_ids=np.array([0]))
+    alone = exact.knn(whole_numbers(1, 4, 5), whole_numbers(1, 4, 5), 2, self_ids=np.array([0]))
     assert alone.ids.tolist() == [[-1, -1]]
 
 
 def test_faiss_and_numpy_return_the_same_neighbours(monkeypatch):
     pytest.importorskip("faiss")
-    monkeypatch.setattr(search, "WITHOUT_FAISS", 0)
+    monkeypatch.setattr(exact, "WITHOUT_FAISS", 0)
     r = np.random.default_rng(7)
     queries, gallery = (r.standard_normal((n, 16)).astype(np.float32) for n in (50, 3000))
-    with_faiss = search.knn(queries, gallery, 20)
-    monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
-    without = search.knn(queries, gallery, 20)
+    with_faiss = exact.knn(queries, gallery, 20)
+    monkeypatch.setattr(exact.importlib.util, "find_spec", lambda name: None)
+    without = exact.knn(queries, gallery, 20)
     np.testing.assert_array_equal(with_faiss.ids, without.ids)
     np.testing.assert_allclose(with_faiss.scores, without.scores, rtol=1e-5)
 
 
 def test_the_memory_budget_sets_the_tile():
-    assert search.tile_rows(100, 1) < search.tile_rows(100, 8) <= 4096
-    assert search.tile_rows(100, 0.001) == 16
+    assert exact.tile_rows(100, 1) < exact.tile_rows(100, 8) <= 4096
+    assert exact.tile_rows(100, 0.001) == 16
 
 
 @pytest.mark.parametrize(
@@ -94,4 +95,17 @@ def test_the_memory_budget_sets_the_tile():
 )
 def test_shapes_that_do_not_fit_are_named(queries, gallery, k, self_ids, message):
     with pytest.raises(ValueError, match=message):
-        search.knn(queries, gallery, k, self_ids=self_ids)
+        exact.knn(queries, gallery, k, self_ids=self_ids)
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_index_answers_as_the_function_does_tile_by_tile():
+    gallery = whole_numbers(900, 4, 8)
+    self_ids = np.arange(len(gallery))
+    index = exact.Exact(memory_mib=0.5).index(Side(gallery))
+    assert index.tile == exact.tile_rows(102, 0.5)
+    found = [
+        index.search(Side(gallery[rows]), 5, self_ids=rows).ids
+        for rows in np.array_split(self_ids, len(gallery) // index.tile + 1)
+    ]
+    assert np.concatenate(found).tolist() == sorted_fully(gallery, gallery, 5, self_ids)
