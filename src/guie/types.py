@@ -85,6 +85,19 @@ class Output:
     z: Tensor
 
 
+def part_widths(mode: Literal["unified", "tile", "separate"], embed_dim: int, domains: int) -> list[int]:
+    """Return the width of each part of `raw` that has classes of its own, as neck and head both cut it.
+
+    "unified": all of D. "tile": D shared out as equally as it goes. "separate": D - domains for each.
+    """
+    if mode == "unified":
+        return [embed_dim]
+    if mode == "separate":
+        return [embed_dim - domains] * domains
+    each, more = divmod(embed_dim, domains)
+    return [each + (i < more) for i in range(domains)]
+
+
 @dataclass
 class Loss:
     """`total` is differentiated; `scalars` are logged under their names.

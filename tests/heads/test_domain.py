@@ -1,5 +1,7 @@
 """Heads and necks with a part for each domain; the classifier of domains."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from guie.errors import UserError
 from guie.export.program import torchscript_allowed
 from guie.heads.domain import DomainArcFace, DomainClassifier
 from guie.heads.fused import Angular
-from guie.models.domain_neck import DomainSeparate, DomainTiles, tile_widths
+from guie.models.domain_neck import DomainSeparate, DomainTiles
+from guie.types import part_widths
 
 NAMES = ["apparel", "landmark", "toys"]
 CLASS_DOMAINS = np.array([0, 1, 0, 2, 1, 1, 2])
@@ -121,12 +124,22 @@ def test_the_domain_classifier_is_cross_entropy_on_the_feature():
 
 
 def test_tiles_share_the_width_as_system_b_does():
-    assert tile_widths(64, 3) == [22, 21, 21]
-    assert tile_widths(64, 8) == [8] * 8
+    assert part_widths("tile", 64, 3) == [22, 21, 21]
+    assert part_widths("tile", 64, 8) == [8] * 8
     neck = DomainTiles(3, 64, in_dim=FEATURES).train()
     tiles = neck(torch.randn(2, FEATURES)).split([22, 21, 21], 1)
     for tile in tiles:
         torch.testing.assert_close(tile.norm(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("mode", ["tile", "separate"])
+def test_neck_and_head_cut_the_embedding_by_one_function(mode, monkeypatch):
+    neck_of = {"tile": DomainTiles, "separate": DomainSeparate}[mode]
+    for module in (sys.modules[neck_of.__module__], sys.modules[DomainArcFace.__module__]):
+        monkeypatch.setattr(module, "part_widths", lambda *given: [4, 1, 2] if given == (mode, 8, 3) else [])
+    neck = neck_of(3, WIDTH, in_dim=FEATURES)
+    assert [projection[-1].out_features for projection in neck.projections] == [4, 1, 2]
+    assert [weight.shape[2] for weight in DomainArcFace(mode, **FACTS).weights] == [4, 1, 2]
 
 
 def test_tiles_are_weighted_by_their_domain_s_probability_in_evaluation():

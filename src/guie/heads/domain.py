@@ -17,9 +17,7 @@ from guie.heads.fused import Angular, Margined, Rule, margin_softmax
 from guie.heads.labels import check_labels
 from guie.heads.margin import check_range, checked_rule
 from guie.heads.reduction import PerDomain, Reduction
-from guie.types import Batch, Loss, Output
-
-Mode = Literal["unified", "tile", "separate"]
+from guie.types import Batch, Loss, Output, part_widths
 
 
 class DomainArcFace(nn.Module):
@@ -52,6 +50,7 @@ class DomainArcFace(nn.Module):
         check_range("k", k, 1, 255, "sub-centres")
         self.rule = checked_rule(Rule(Angular(margin), scale, label_smoothing, chunk))
         self.mode, self.gate_weight, self.num_domains = mode, gate_weight, len(domain_names)
+        _check_mode(mode, embed_dim, self.num_domains)
         self.widths = part_widths(mode, embed_dim, self.num_domains)
         self.reduction = Reduction(focal, PerDomain(domain_names=domain_names))
         groups = np.zeros_like(class_domains) if mode == "unified" else np.asarray(class_domains)
@@ -128,18 +127,11 @@ class DomainClassifier(nn.Module):
             return classified(logits, batch.domains, batch.domains, self.reduction, self.label_smoothing)
 
 
-def part_widths(mode: str, embed_dim: int, domains: int) -> list[int]:
-    """Return the width of each part with classes of its own; UserError where D is too small for them."""
+def _check_mode(mode: str, embed_dim: int, domains: int) -> None:
     if mode not in ("unified", "tile", "separate"):
         raise UserError(f"head.mode: {mode!r} received; accepted: unified, tile, separate")
-    if mode == "unified":
-        return [embed_dim]
-    if domains >= embed_dim:
+    if mode != "unified" and domains >= embed_dim:
         raise UserError(f"head.mode: {mode} with {domains} domains; accepted: below {embed_dim} (embed_dim)")
-    if mode == "separate":
-        return [embed_dim - domains] * domains
-    each, more = divmod(embed_dim, domains)
-    return [each + (i < more) for i in range(domains)]
 
 
 def _columns(found: Margined) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from guie.errors import UserError
 from guie.models.pooling import at_least_float32
+from guie.types import part_widths
 
 
 class DomainTiles(nn.Module):
@@ -28,8 +29,10 @@ class DomainTiles(nn.Module):
         super().__init__()
         if not 0 <= gate_range <= 1:
             raise UserError(f"neck.gate_range: {gate_range} received; accepted: 0 (no gate) to 1")
+        if not 1 <= domains <= embed_dim:
+            raise UserError(f"neck.domains: {domains} received; accepted: 1 to {embed_dim} (embed_dim)")
         self.embed_dim, self.gate_range = embed_dim, gate_range
-        widths = tile_widths(embed_dim, domains)
+        widths = part_widths("tile", embed_dim, domains)
         self.projections = nn.ModuleList(_projection(in_dim, width, hidden) for width in widths)
         self.gate = nn.Linear(in_dim, domains) if gate_range else None
 
@@ -70,8 +73,8 @@ class DomainSeparate(nn.Module):
         if not gate_scale > 0:
             raise UserError(f"neck.gate_scale: {gate_scale} received; accepted: above 0 (3 is usual)")
         self.embed_dim, self.gate_scale, self.soft = embed_dim, gate_scale, soft
-        width = embed_dim - domains
-        self.projections = nn.ModuleList(_projection(in_dim, width, hidden) for _ in range(domains))
+        widths = part_widths("separate", embed_dim, domains)
+        self.projections = nn.ModuleList(_projection(in_dim, width, hidden) for width in widths)
         self.gate = nn.Linear(in_dim, domains)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,14 +87,6 @@ class DomainSeparate(nn.Module):
         own = torch.stack(each, 1).gather(1, chosen[:, :, None].expand(-1, -1, each[0].shape[1]))[:, 0]
         named = logits.softmax(1) if self.soft else torch.zeros_like(logits).scatter(1, chosen, 1.0)
         return torch.cat([self.gate_scale * named, _unit(own)], 1)
-
-
-def tile_widths(embed_dim: int, domains: int) -> list[int]:
-    """Return D // domains for each, one more for the first D % domains."""
-    if not 1 <= domains <= embed_dim:
-        raise UserError(f"neck.domains: {domains} received; accepted: 1 to {embed_dim} (embed_dim)")
-    each, more = divmod(embed_dim, domains)
-    return [each + (i < more) for i in range(domains)]
 
 
 def _projection(in_dim: int, width: int, hidden: bool) -> nn.Module:
