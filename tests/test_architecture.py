@@ -11,8 +11,9 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 SOURCE = PROJECT / "src" / "guie"
 HEAVY = ["torch", "torchvision", "timm", "open_clip", "albumentations", "pandas", "faiss", "sklearn", "scipy"]
-LIGHT = ["types", "errors", "build", "config.compose", "images", "resize", "metrics", "search.exact", "evaluate"]
+LIGHT = ["types", "errors", "build", "config.compose", "images", "resize", "metrics", "evaluate"]
 LIGHT += [
+    "search.exact",
     "report",
     "results",
     "evaluating",
