@@ -18,7 +18,9 @@ from timing import compare, report  # first: it sets the threads
 
 from guie.data.sampling import Shuffled
 from guie.datasets.manifest import Manifest, from_columns
-from guie.embed import CachedBatches, Reader, cache_features
+from guie.embed.batches import CachedBatches
+from guie.embed.features import cache_features
+from guie.embed.reading import Reader
 from guie.heads.margin import ArcFace
 from guie.models.backbones import Timm
 from guie.models.embedder import Embedder

@@ -13,7 +13,11 @@ from guie.data.bad_images import BadImages
 from guie.data.mixup import Mixup
 from guie.data.sampling import Shuffled
 from guie.datasets.manifest import from_columns
-from guie.embed import CachedBatches, Reader, Views, augmented_views, cache_features, embed, space_id
+from guie.embed.batches import CachedBatches
+from guie.embed.features import DrawnViews, augmented_views, cache_features
+from guie.embed.reading import Reader
+from guie.embed.space import space_id
+from guie.embed.vectors import embed
 from guie.errors import UserError
 from guie.models.backbones import Timm
 from guie.models.embedder import Embedder
@@ -130,7 +134,7 @@ def test_the_cache_key_follows_weights_pictures_preprocessing_and_views_but_not_
         embedder.neck[1].weight.add_(1)
     assert path() == first
     seen = {first, path(rows=manifest.select(np.arange(5)))}
-    seen.add(path(views=Views(1, lambda view, row: np.zeros((3, 4, 4), np.uint8), "black")))
+    seen.add(path(views=DrawnViews(1, lambda view, row: np.zeros((3, 4, 4), np.uint8), "black")))
     embedder.backbone[1].running_mean.add_(1)
     seen.add(path())
     embedder.preprocess = type(embedder.preprocess)(size_px=(4, 4), interpolation="bilinear")
@@ -165,7 +169,7 @@ def test_views_are_kept_apart_and_drawn_as_a_function_of_the_step(embedder, mani
     def picture(view, row):
         return np.full((3, 4, 4), 10 * view + row, np.uint8)
 
-    cached = cache_features(embedder, manifest, tmp_path / "c", READER, views=Views(3, picture, "flat"))
+    cached = cache_features(embedder, manifest, tmp_path / "c", READER, views=DrawnViews(3, picture, "flat"))
     assert cached.features.shape == (3, N, 16)
     facts = {"labels": manifest.labels, "domains": manifest.domains}
     sampler = Shuffled(**facts, batch_size=8, seed=1)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from guie import assembly
 from guie.config.compose import composed
 from guie.data.sampling import Shuffled
-from guie.embed import embed
+from guie.embed.vectors import embed
 from guie.embeddings import save
 from guie.evaluate import evaluate
 

@@ -213,7 +213,7 @@ def bench(
 ) -> Any:
     """Return how to measure on `sets`; bad pictures are listed in the folder `listed_in`."""
     from guie.bench import Bench
-    from guie.embed import Reader
+    from guie.embed.reading import Reader
     from guie.evaluate import Protocol
 
     threads = cfg["hw"]["threads"] if "hw" in cfg else cfg["threads"]

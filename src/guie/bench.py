@@ -9,7 +9,8 @@ from typing import Any
 
 from guie.data.bad_images import BadImages
 from guie.datasets.manifest import Manifest
-from guie.embed import Reader, embed
+from guie.embed.reading import Reader
+from guie.embed.vectors import embed
 from guie.evaluate import Evaluation, Protocol, evaluate
 from guie.floors import FLOORS, floor_embeddings
 from guie.types import Embeddings

@@ -68,7 +68,8 @@ def _embedded(cfg: Mapping[str, Any], rows: Manifest, out: Path, notice: Any) ->
         found = embeddings.load(Path(cfg["embeddings"]).expanduser())
     elif cfg["ckpt"]:
         from guie import assembly
-        from guie.embed import Reader, embed
+        from guie.embed.reading import Reader
+        from guie.embed.vectors import embed
         from guie.train.distributed import pick_device
 
         embedder, _ = assembly.trained_embedder(Path(cfg["ckpt"]).expanduser())

@@ -53,7 +53,7 @@ def saved_sets(place: Path) -> dict[str, Embeddings]:
 def of_model(cfg: Mapping[str, Any], notice: Any) -> None:
     """Embed and evaluate a run, a checkpoint, or (ckpt=none) a backbone alone."""
     from guie import assembly
-    from guie.embed import space_id
+    from guie.embed.space import space_id
     from guie.train.distributed import pick_device
 
     device = pick_device(cfg["device"])

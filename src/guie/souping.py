@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guie import assembly, checkpoint, embed, evaluating, runfolder
+from guie import assembly, checkpoint, evaluating, runfolder
 from guie.checkpoint import State
+from guie.embed.space import space_id
 from guie.errors import UserError
 from guie.train.loop import load_weights
 
@@ -206,7 +207,7 @@ def _read(name: str) -> State:
 
 def _write(out: Path, kitchen: Kitchen, first: State, found: Found) -> Path:
     facts = {"soup": {**found.facts, "metric": kitchen.cfg["metric"], "on": list(kitchen.bench.sets)}}
-    meta = {**first.meta, **facts, "space_id": embed.space_id(kitchen.embedder, found.weights)}
+    meta = {**first.meta, **facts, "space_id": space_id(kitchen.embedder, found.weights)}
     state = State(first.step, {"embedder": dict(found.weights)}, {}, meta)
     written = checkpoint.Store(out / "checkpoints").save(state)
     runfolder.write_json(out / "soup.json", {**facts["soup"], "rows": kitchen.rows})

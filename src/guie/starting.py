@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from guie import assembly, checkpoint, embed, runfolder
+from guie import assembly, checkpoint, runfolder
 from guie.build import build
 from guie.data.bad_images import BadImages
 from guie.datasets.manifest import Manifest
+from guie.embed.reading import Reader
+from guie.embed.vectors import embed
 from guie.train import warm_start
 from guie.train.distributed import World
 
@@ -80,10 +82,10 @@ def class_means(
     mine = chosen[here.rank :: here.size]
     if len(mine) and len(names) == rows.num_classes:
         some = rows.select(mine)
-        found = embed.embed(
+        found = embed(
             warm_start.Raw(embedder),
             some,
-            embed.Reader(device=here.device, threads=cfg["hw"]["threads"]),
+            Reader(device=here.device, threads=cfg["hw"]["threads"]),
             bad_images=BadImages(some, policy=cfg["bad_images"], max_share=1.0),
             progress=partial(notice, "embeddings of new classes"),
         )

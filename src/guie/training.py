@@ -15,11 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from guie import assembly, checkpoint, embed, results, runfolder, safety, starting
+from guie import assembly, checkpoint, results, runfolder, safety, starting
 from guie.bench import Bench
 from guie.build import build, resolve
 from guie.data.sampling import rank_slots
 from guie.datasets.manifest import Manifest
+from guie.embed.batches import CachedBatches
+from guie.embed.features import augmented_views, cache_features
+from guie.embed.reading import Reader
+from guie.embed.space import space_id
 from guie.errors import UserError
 from guie.models.weights import checked_file, is_file_name
 from guie.train import fsdp, trackers
@@ -205,17 +209,15 @@ def _batches(
         raise UserError("augment.growth: set with trainer.cache_features; accepted: one of the two")
     if settings.cache_views > 1:
         key = f"{cfg['augment']}"
-        views = embed.augmented_views(
-            loader.augment, rows, settings.cache_views, cfg["seed"], key, loader.pixels
-        )
+        views = augmented_views(loader.augment, rows, settings.cache_views, cfg["seed"], key, loader.pixels)
     embedder.to(here.device)
     cache = here.on_main_first(
         partial(
-            embed.cache_features,
+            cache_features,
             embedder,
             rows,
             assembly.cache_folder(cfg),
-            embed.Reader(device=here.device, threads=cfg["hw"]["threads"]),
+            Reader(device=here.device, threads=cfg["hw"]["threads"]),
             views=views,
             bad_images=loader.bad_images,
             progress=partial(notice, "frozen features"),
@@ -224,7 +226,7 @@ def _batches(
     steps = settings.num_steps(loader.steps_per_epoch)
     mixup = assembly.mixup(settings, steps, cfg["seed"])
     columns = (rows.labels, rows.domains, cfg["seed"], mixup, loader.side)
-    cached = embed.CachedBatches(cache, loader.sampler, *columns)
+    cached = CachedBatches(cache, loader.sampler, *columns)
     return lambda first, last: cached.batches(first, last, here.rank, here.size)
 
 
@@ -236,11 +238,11 @@ def _refit(
 
     rows = loader.bad_images.manifest
     with TemporaryDirectory(dir=folder, prefix=".refit-") as own:
-        cache = embed.cache_features(
+        cache = cache_features(
             embedder,
             rows,
             assembly.cache_folder(cfg) if cfg["trainer"]["cache_features"] else Path(own),
-            embed.Reader(device=here.device, threads=cfg["hw"]["threads"]),
+            Reader(device=here.device, threads=cfg["hw"]["threads"]),
             bad_images=loader.bad_images,
             progress=partial(notice, "features for the neck"),
         )
@@ -304,7 +306,7 @@ def _run(cfg: Mapping[str, Any], folder: Path, embedder: Any, start: str | None,
         hooks=hooks,
         seed=cfg["seed"],
         meta={"config": dict(cfg), "preprocess": asdict(embedder.preprocess)},
-        describe=lambda weights: {"space_id": embed.space_id(embedder, weights)},
+        describe=lambda weights: {"space_id": space_id(embedder, weights)},
         resume=checkpoint.read(Path(start)) if start else None,
     )
 

@@ -70,7 +70,7 @@ def test_only_the_neck_learns_and_the_loss_falls(trained):
 def test_features_are_computed_once(trained, drawn, tmp_path, monkeypatch):
     (cached,) = (drawn / ".guie").glob("features-*.npy")
     assert np.load(cached, mmap_mode="r").shape == (72, 32)
-    monkeypatch.setattr("guie.embed._make", None)  # calling it would fail
+    monkeypatch.setattr("guie.embed.features._make", None)  # calling it would fail
     monkeypatch.setattr("guie.training.conclude", lambda job: None)
     monkeypatch.setattr("guie.bench.Bench.floors", lambda *_: {})
     monkeypatch.setattr("guie.training._evaluated", lambda *_: {"mP@5": 0.0})

@@ -7,7 +7,8 @@ import pytest
 import torch
 from commands import TINY, metrics, run
 
-from guie import assembly, checkpoint, embed
+from guie import assembly, checkpoint
+from guie.embed.space import space_id
 
 TOWER = [
     "backbone=vit_small",
@@ -47,7 +48,7 @@ def test_a_tower_cut_over_two_processes_trains_evaluates_and_is_continued_by_one
         for name, value in whole.parts[part].items():
             torch.testing.assert_close(cut.parts[part][name], value, rtol=1e-3, atol=1e-4)
     embedder, meta = assembly.trained_embedder(tmp_path / "fsdp")
-    assert embed.space_id(embedder) == meta["space_id"]
+    assert space_id(embedder) == meta["space_id"]
     assert (
         run("eval", f"ckpt={tmp_path / 'fsdp'}", f"data_root={drawn}", "device=cpu", f"out={tmp_path / 'e'}")
         == 0

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from guie.embed import space_id
+from guie.embed.space import space_id
 from guie.errors import UserError
 from guie.models.embedder import Embedder
 from guie.models.necks import FCBN, MLP, BNLinear, Linear, MultiSampleDropout

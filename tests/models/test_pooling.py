@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from guie.embed import space_id
+from guie.embed.space import space_id
 from guie.errors import UserError
 from guie.models.embedder import Embedder
 from guie.models.necks import Identity

@@ -13,7 +13,7 @@ from tiny import CLASSES, STEPS_PER_EPOCH, TinyEmbedder, TinyHead, batches, sett
 from torch import nn
 
 from guie import checkpoint
-from guie.embed import space_id
+from guie.embed.space import space_id
 from guie.errors import UserError
 from guie.heads.combine import Weighted
 from guie.heads.sharded import PartialFC

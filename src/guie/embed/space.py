@@ -1,0 +1,39 @@
+"""Which space vectors live in: a name made of all that decides where a picture lands."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from guie import checkpoint
+
+
+def space_id(embedder: Any, weights: Mapping[str, Tensor] | None = None) -> str:
+    """Return the name of the space that `embedder` (with `weights`, by default its own) embeds into."""
+    parts = ("backbone", "pool", "neck")
+    return checkpoint.space_id(
+        weights or embedder.state_dict(), embedder.preprocess, settings(embedder, parts)
+    )
+
+
+def settings(embedder: Any, parts: tuple[str, ...]) -> str:
+    """Return what these parts do without a weight that would tell: their own modules' kinds and settings."""
+    found = []
+    for path, module in embedder.named_modules():
+        kinds = [kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("guie.")]
+        if kinds and path.split(".")[0] in parts:
+            plain = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN) and k not in _PASSING}
+            found.append(f"{path} {kinds[0]} {sorted(plain.items())}")
+    return "\n".join(found)
+
+
+_PLAIN = (bool, int, float, str, tuple, list)
+_PASSING = {"training", "frozen", *vars(nn.Module())}  # how a module stands, not what it computes
+
+
+def digest(*parts: str) -> str:
+    """Return 16 hex digits that change with any of `parts`."""
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
