@@ -19,21 +19,40 @@ def sift(image: np.ndarray, max_px: int = 800, max_keypoints: int = 1000) -> Key
 
     Pictures are brought to a long side of `max_px` first, larger ones only.
     """
+    small = shrunk(image, max_px)
+    xy, counts = detected(small, max_keypoints)
+    scale = np.array([image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]])
+    return Keypoints((xy * scale).astype(np.float32), rooted(counts))
+
+
+def shrunk(image: np.ndarray, max_px: int) -> np.ndarray:
+    """Return (H,W,3) uint8 as grey (H,W) with a long side of `max_px` at most."""
     import cv2
 
     high, wide = image.shape[:2]
-    scale = min(1.0, max_px / max(high, wide))
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    if scale < 1:
-        size = (max(1, round(wide * scale)), max(1, round(high * scale)))
-        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    scale = max_px / max(high, wide)
+    if scale >= 1:
+        return grey
+    size = (max(1, round(wide * scale)), max(1, round(high * scale)))
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+
+
+def detected(grey: np.ndarray, max_keypoints: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places (N,2) float32 of the strongest keypoints of (H,W) uint8, and counts (N,128) uint8."""
+    import cv2
+
     detector: Any = cv2.SIFT_create(nfeatures=max_keypoints)  # type: ignore[attr-defined]
-    points, descriptors = detector.detectAndCompute(grey, None)
-    if descriptors is None:
-        return Keypoints(np.empty((0, 2), np.float32), np.empty((0, 128), np.float32))
+    points, counts = detector.detectAndCompute(grey, None)
+    if counts is None:
+        return np.empty((0, 2), np.float32), np.empty((0, 128), np.uint8)
     # SIFT_create keeps ties beyond the wanted number
     order = np.argsort([-point.response for point in points], kind="stable")[:max_keypoints]
-    enlarged = np.array([wide / grey.shape[1], high / grey.shape[0]])
-    xy = np.array([points[i].pt for i in order]) * enlarged
-    shares = descriptors[order] / np.maximum(descriptors[order].sum(axis=1, keepdims=True), 1e-7)
-    return Keypoints(xy.astype(np.float32), np.sqrt(shares, dtype=np.float32))
+    xy = np.array([points[i].pt for i in order], np.float32)
+    return xy, counts[order].astype(np.uint8)
+
+
+def rooted(counts: np.ndarray) -> np.ndarray:
+    """Return RootSIFT (N,128) float32, unit length, of SIFT's counts (N,128)."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True, dtype=np.float32), np.float32(1e-7))
+    return np.sqrt(shares, dtype=np.float32)

@@ -10,6 +10,8 @@ from guie.local.features import Keypoints
 
 MIN_MATCHES = 4  # a homography has no fewer
 
+Model = Literal["homography", "affine"]
+
 
 class Verified(NamedTuple):
     """`inliers`: how many matches agree; `matrix` (3,3) takes places of the first picture to the second."""
@@ -40,22 +42,35 @@ def verify(
     first: Keypoints,
     second: Keypoints,
     *,
-    model: Literal["homography", "affine"] = "homography",
+    model: Model = "homography",
     tolerance_px: float = 4.0,
     trials: int = 1000,
     ratio: float = 0.85,
     seed: int = 0,
 ) -> Verified:
-    """Return how many matches one transformation explains within `tolerance_px`.
+    """Return how many matches one transformation explains within `tolerance_px`, as `agreement`."""
+    pairs = match(first, second, ratio)
+    places = first.xy[pairs[:, 0]], second.xy[pairs[:, 1]]
+    return agreement(*places, model=model, tolerance_px=tolerance_px, trials=trials, seed=seed)
+
+
+def agreement(
+    source: np.ndarray,
+    target: np.ndarray,
+    *,
+    model: Model = "homography",
+    tolerance_px: float = 4.0,
+    trials: int = 1000,
+    seed: int = 0,
+) -> Verified:
+    """Return how many places (M,2) of `source` one transformation takes to `target`, within `tolerance_px`.
 
     A homography by MAGSAC++ (Barath et al., CVPR 2020) or an affine map by RANSAC. Equal for equal `seed`.
     """
     import cv2
 
-    pairs = match(first, second, ratio)
-    if len(pairs) < MIN_MATCHES:
+    if len(source) < MIN_MATCHES:
         return NOTHING
-    source, target = first.xy[pairs[:, 0]], second.xy[pairs[:, 1]]
     cv2.setRNGSeed(seed)
     if model == "homography":
         matrix, mask = cv2.findHomography(
@@ -70,3 +85,11 @@ def verify(
         return NOTHING
     inliers = int(mask.sum())
     return Verified(inliers, matrix) if inliers >= MIN_MATCHES else NOTHING
+
+
+class Geometry(NamedTuple):
+    """How `agreement` is asked: by which `model`, within `tolerance_px`, in at most `trials` draws."""
+
+    model: Model = "homography"
+    tolerance_px: float = 4.0
+    trials: int = 1000
