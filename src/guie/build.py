@@ -25,7 +25,10 @@ REQUIRED = "???"
 
 # What a config may name: the parts that have presets, and of other modules these alone. Not all of guie: it
 # has functions that start processes or write files.
-PARTS = ("guie.data", "guie.datasets", "guie.heads", "guie.models", "guie.train", "guie.cleaning")
+PARTS = (
+    *("guie.data", "guie.datasets", "guie.heads", "guie.models", "guie.train", "guie.cleaning"),
+    *("guie.local", "guie.recognise", "guie.postprocess", "guie.search", "guie.protocols"),
+)
 SINGLE_PARTS = ("guie.launch.Launch", "guie.assembly.trained_embedder")
 
 
