@@ -7,7 +7,7 @@ wording of each is in its docstring. Shapes: Q queries, K results per query, H h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,6 +61,67 @@ def find_hits(ids: np.ndarray, truth: Truth, *, distinct: bool = False) -> Hits:
     return hits_from_mask(mask, count_relevant(truth))
 
 
+def stated(
+    asked_query: np.ndarray, asked_item: np.ndarray, query: np.ndarray, item: np.ndarray
+) -> np.ndarray:
+    """Return which of the asked pairs are among the stated pairs `query` (T,), `item` (T,), as bool.
+
+    `asked_query` and `asked_item` fit each other as numpy broadcasts; an item -1 ("none") is never stated.
+    """
+    if not len(query) or not asked_item.size:
+        return np.zeros(np.broadcast_shapes(np.shape(asked_query), asked_item.shape), dtype=bool)
+    width = 1 + max(int(np.max(item)), int(asked_item.max()))
+    keys = np.sort(np.asarray(query, dtype=np.int64) * width + item)
+    asked = np.asarray(asked_query, dtype=np.int64) * width + asked_item
+    place = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return (keys[place] == asked) & (asked_item >= 0)
+
+
+def stated_mask(ids: np.ndarray, query: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """Return (Q,K) bool: is the result, a gallery position of `ids` (Q,K), stated for its query?
+
+    The pairs are `query` (T,), rows of `ids`, and `item` (T,), gallery positions. Some rows at a time are
+    looked up, so that memory beyond the result stays at some MB.
+    """
+    mask = np.zeros(ids.shape, dtype=bool)
+    rows = max(1, 1_000_000 // max(1, ids.shape[1]))
+    for start in range(0, len(ids), rows):
+        block = ids[start : start + rows]
+        mask[start : start + rows] = stated(np.arange(start, start + len(block))[:, None], block, query, item)
+    return mask
+
+
+def find_stated_hits(ids: np.ndarray, query: np.ndarray, item: np.ndarray, *, distinct: bool = False) -> Hits:
+    """Return the hits of (Q,K) gallery positions where pairs, not labels, say what is relevant.
+
+    The pairs are `query` (T,), rows of `ids`, and `item` (T,), gallery positions; one stated twice counts
+    once. `ids` and `distinct` as in `find_hits`.
+    """
+    mask = stated_mask(ids, query, item)
+    if not distinct:
+        mask &= _first_mention(ids)
+    return hits_from_mask(mask, count_stated(query, item, len(ids)))
+
+
+def count_stated(query: np.ndarray, item: np.ndarray, num_queries: int) -> np.ndarray:
+    """Return (Q,) int64: how many different items the stated pairs `query`, `item` (T,) give each query."""
+    order = np.lexsort((item, query))
+    query, item = np.asarray(query, dtype=np.int64)[order], np.asarray(item)[order]
+    first = np.ones(len(query), dtype=bool)
+    first[1:] = (query[1:] != query[:-1]) | (item[1:] != item[:-1])
+    return np.bincount(query[first], minlength=num_queries)
+
+
+def without_junk(hits: Hits, junk: np.ndarray) -> Hits:
+    """Return the hits as they stand once the results of `junk` (Q,K) bool are deleted from the rankings."""
+    query, column = np.nonzero(junk)
+    width = hits.depth + 1
+    places = query * width + column + 1  # ascending
+    before = np.searchsorted(places, hits.query * width + hits.rank)
+    before -= np.searchsorted(places, hits.query * width)
+    return replace(hits, rank=hits.rank - before)
+
+
 def _first_mention(ids: np.ndarray) -> np.ndarray:
     """Return (Q,K) bool: False where the same id stands earlier in the row."""
     order = np.argsort(ids, axis=1, kind="stable")
@@ -100,6 +161,26 @@ def average_precision_at(hits: Hits, k: int) -> np.ndarray:
     return _summed_precision(hits, k) / np.minimum(_relevant_or_error(hits), k)
 
 
+def average_precision(hits: Hits) -> np.ndarray:
+    """Return AP over the whole ranking, (Q,): sum over ranks j of P(j) rel(j), over n, however deep it is.
+
+    GPR1200's (Schall et al. 2021) with the query left in the gallery: `Truth.self_ids` -1. Relevant images
+    that are not among the results count as never found. Raises ValueError where a query has none.
+    """
+    return _summed_precision(hits, hits.depth) / _relevant_or_error(hits)
+
+
+def trapezoidal_average_precision(hits: Hits) -> np.ndarray:
+    """Return AP as the area under straight lines, (Q,): Oxford, Paris, Holidays (Philbin et al. 2007).
+
+    At each hit the mean of the precision before and after it; before the first result that is 1.
+    Raises ValueError where a query has no relevant gallery image.
+    """
+    before = np.where(hits.rank == 1, 1.0, (hits.order - 1) / np.maximum(hits.rank - 1, 1))
+    area = (before + hits.order / hits.rank) / 2
+    return np.bincount(hits.query, weights=area, minlength=len(hits)) / _relevant_or_error(hits)
+
+
 def average_precision_at_r(hits: Hits) -> np.ndarray:
     """Return MAP@R (Musgrave et al. 2020), (Q,): sum over ranks j <= R of P(j) rel(j), over R = relevant.
 
@@ -117,7 +198,15 @@ def r_precision(hits: Hits) -> np.ndarray:
 
 def reciprocal_rank(hits: Hits) -> np.ndarray:
     """Return 1 / rank of the first hit, (Q,); 0 where the K results hold none. Its mean is the MRR."""
-    first = hits.order == 1
+    return reciprocal_rank_at(hits, hits.depth)
+
+
+def reciprocal_rank_at(hits: Hits, k: int = 5) -> np.ndarray:
+    """Return 1 / rank of the first hit within the top k, else 0, (Q,).
+
+    With one relevant image per query it is the "MAP@5" that GUIE's solutions chose their models by.
+    """
+    first = (hits.order == 1) & (hits.rank <= k)
     value = np.zeros(len(hits))
     value[hits.query[first]] = 1.0 / hits.rank[first]
     return value
