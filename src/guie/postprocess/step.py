@@ -1,7 +1,7 @@
 """What a post-processing step is: it maps vectors, or asks the gallery for neighbours, or re-ranks.
 
-A step is made from config: its parameters are attributes of the same names. It keeps nothing of a gallery or of
-queries: what it makes of a gallery is handed back to it as `Stage.kept`, so that one step serves many galleries.
+A step is made from config: its parameters are attributes of the same names. It keeps nothing of a gallery or
+of queries: what it makes of a gallery comes back to it as `Stage.kept`, so one step serves many galleries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from guie.types import Index, Ranking, Side
 
 Role = Literal["query", "gallery"]
-Kind = Literal["map", "neighbours", "rerank"]
+Kind = Literal["map", "gallery", "query", "rerank"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Stage:
 class Step:
     """One entry of `postprocess`; it overrides what it does, the rest leaves everything as it is.
 
-    `kind` says which methods are called: "map" `apply`; "neighbours" `of_gallery` and `of_queries`; "rerank"
-    `rerank`. `needs_bank`: it is fitted on training vectors. `all_queries`: its result depends on which
-    queries are asked together, so they must come at once. `reads_vectors`: False for a re-ranking that looks
-    at the ranking, files and pictures alone. `ends_vectors`: what it returns is no embedding any more, only
-    steps that do not read vectors may follow. `depth`: how many results a re-ranking wants to see.
+    `kind` says which method is called: "map" `apply`, "gallery" `of_gallery`, "query" `of_queries`, "rerank"
+    `rerank`; `prepare` goes before the last three. `needs_bank`: it is fitted on training vectors.
+    `all_queries`: its result depends on which queries are asked together, so they must come at once.
+    `reads_vectors`: False for a re-ranking that looks at the ranking, files and pictures alone.
+    `ends_vectors`: what it returns is no embedding any more, only steps that do not read vectors may follow.
     """
 
     kind: ClassVar[Kind] = "map"
@@ -54,8 +54,11 @@ class Step:
 
     def settings(self) -> dict[str, Any]:
         """Return the parameters by name, as a config gives them."""
-        names = inspect.signature(type(self)).parameters
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that the embedding space depends on; what was fitted counts beside them."""
+        return self.settings()
 
     def fit(self, bank: Side) -> None:
         """Learn from training vectors (N,D), as the steps before have left them, and their labels."""
@@ -80,10 +83,7 @@ class Step:
         return stage.gallery
 
     def of_queries(self, queries: Side, stage: Stage, self_ids: np.ndarray | None) -> Side:
-        """Return the queries changed by their neighbours; `self_ids` as in `Index.search`.
-
-        `stage` holds the gallery as it was before this step's own `of_gallery`.
-        """
+        """Return the queries changed by their neighbours; `self_ids` as in `Index.search`."""
         return queries
 
     def rerank(self, ranking: Ranking, queries: Side, stage: Stage, self_ids: np.ndarray | None) -> Ranking:

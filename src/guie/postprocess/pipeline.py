@@ -1,0 +1,159 @@
+"""Post-processing steps as a search: a protocol that searches need not know that there are any.
+
+Steps act in the order of the config. The gallery goes through those over vectors first, then each tile of
+queries; a step that asks for neighbours asks the gallery as the steps before it have left it. Re-rankings
+come after all of them, each on the result of the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from guie.errors import UserError
+from guie.postprocess.maps import Affine
+from guie.postprocess.step import Stage, Step
+from guie.types import Index, Ranking, Search, Side
+
+
+class Pipeline:
+    """Named `steps` before and after `search`.
+
+    Raises UserError where a step stands in a place where it cannot work.
+    """
+
+    def __init__(self, steps: Mapping[str, Step], search: Search) -> None:
+        self.steps = dict(steps)
+        self.search = search
+        _check_order(self.steps)
+
+    def fit(self, bank: Side) -> None:
+        """Fit each step that needs it to training vectors, as the maps before it leave them."""
+        for name, step in self.steps.items():
+            with named(name):
+                if step.needs_bank:
+                    step.fit(bank)
+                if step.kind == "map":
+                    bank = replace(bank, vectors=step.apply(bank.vectors, "gallery"))
+
+    def index(self, gallery: Side) -> PipelineIndex:
+        """Return `gallery` after the steps over vectors, ready for queries; UserError before `fit`."""
+        self._check_fitted()
+        index: Index | None = None
+        asked: list[tuple[str, Step, Stage | None]] = []
+        for name, step in self.steps.items():
+            with named(name):
+                if step.kind == "map":
+                    gallery, index = replace(gallery, vectors=step.apply(gallery.vectors, "gallery")), None
+                    asked.append((name, step, None))
+                    continue
+                index = index or self.search.index(gallery)
+                stage = Stage(gallery, index, step.prepare(gallery, index))
+                if step.kind == "gallery":
+                    gallery, index = step.of_gallery(stage), None
+                else:
+                    asked.append((name, step, stage))
+        return PipelineIndex(asked, index or self.search.index(gallery), len(gallery.vectors))
+
+    def upto(self) -> Iterator[tuple[str, Pipeline]]:
+        """Yield ("", the search alone), then each step's name with the pipeline that ends there."""
+        names = list(self.steps)
+        for count in range(len(names) + 1):
+            first = {name: self.steps[name] for name in names[:count]}
+            yield (names[count - 1] if count else "", Pipeline(first, self.search))
+
+    def space_id(self, before: str) -> str:
+        """Return the name of the space that vectors of space `before` are taken to by the steps over them."""
+        steps = {name: step for name, step in self.steps.items() if step.kind != "rerank"}
+        if not steps:
+            return before
+        digest = hashlib.sha256(before.encode())
+        for step in steps.values():
+            digest.update(json.dumps([type(step).__name__, step.identity()], sort_keys=True).encode())
+            for key, value in sorted(step.state().items()):
+                digest.update(f"{key} {value.dtype} {value.shape}".encode())
+                digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()[:16]
+
+    def affine(self, width: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return (W, b) of each step for a file to be deployed: z <- L2(W z + b), one after the other.
+
+        Raises UserError where a step is more than a linear map of one vector.
+        """
+        self._check_fitted()
+        maps = []
+        for name, step in self.steps.items():
+            with named(name):
+                if not isinstance(step, Affine):
+                    raise UserError(f"{type(step).__name__} needs other vectors; accepted: linear maps")
+                maps.append(step.affine(width))
+                width = len(maps[-1][0])
+        return maps
+
+    def _check_fitted(self) -> None:
+        for name, step in self.steps.items():
+            if step.needs_bank and not step.state():
+                raise UserError(f"postprocess.{name}: not fitted; accepted: training vectors, or a saved fit")
+
+
+@dataclass(frozen=True)
+class PipelineIndex:
+    """A gallery behind steps: `asked` are those that a query meets, `final` searches the last vectors."""
+
+    asked: list[tuple[str, Step, Stage | None]]
+    final: Index
+    rows: int
+
+    @property
+    def tile(self) -> int | None:
+        """Return None where a step has to see all queries at once."""
+        return None if any(step.all_queries for _, step, _ in self.asked) else self.final.tile
+
+    def search(self, queries: Side, k: int, *, self_ids: np.ndarray | None = None) -> Ranking:
+        """Return the k best gallery positions of each query, (Q,k), after all steps."""
+        queries = self._moved(queries, self_ids)
+        deepest = max([step.depth for _, step, _ in self.asked], default=0)
+        ranking = self.final.search(queries, max(k, min(deepest, self.rows)), self_ids=self_ids)
+        for name, step, stage in self.asked:
+            if step.kind == "rerank" and stage is not None:
+                with named(name):
+                    ranking = step.rerank(ranking, queries, stage, self_ids)
+        return Ranking(ranking.ids[:, :k], ranking.scores[:, :k])
+
+    def _moved(self, queries: Side, self_ids: np.ndarray | None) -> Side:
+        for name, step, stage in self.asked:
+            with named(name):
+                if step.kind == "map":
+                    queries = replace(queries, vectors=step.apply(queries.vectors, "query"))
+                elif step.kind == "query" and stage is not None:
+                    queries = step.of_queries(queries, stage, self_ids)
+        return queries
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Put the step's name before the key of a UserError that it raises."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"postprocess.{name}.{error}") from error
+
+
+def _check_order(steps: Mapping[str, Step]) -> None:
+    reranking = ended = ""
+    for name, step in steps.items():
+        if reranking and step.kind != "rerank":
+            raise UserError(
+                f"postprocess: {name} after {reranking}, which re-ranks; accepted: steps over vectors first"
+            )
+        if ended and step.reads_vectors:
+            raise UserError(
+                f"postprocess: {name} after {ended}, whose vectors are no embeddings; accepted: before"
+            )
+        reranking = name if step.kind == "rerank" else reranking
+        ended = name if step.ends_vectors else ended
