@@ -16,7 +16,10 @@ QUERIES, GALLERY, DIM, CLASSES, TOP = 10_000, 100_000, 64, 10_000, 100
 
 INPUTS = f"""
 import numpy as np
-from guie.evaluate import Protocol, score
+from guie.protocols.part import Part
+from guie.protocols.scoring import Depths, score
+from guie.search.exact import Exact
+from guie.types import Embeddings
 r = np.random.default_rng(0)
 labels = r.integers({CLASSES}, size={QUERIES} + {GALLERY})
 centres = r.standard_normal(({CLASSES}, {DIM}), dtype=np.float32)
@@ -28,9 +31,15 @@ for start in range(0, len(vectors), 1000):
 """
 
 OURS_SETUP = (
-    INPUTS + f"import faiss\nqueries, gallery = np.arange({QUERIES}), np.arange({QUERIES}, len(labels))\n"
+    INPUTS
+    + f"""
+import faiss
+queries, gallery = np.arange({QUERIES}), np.arange({QUERIES}, len(labels))
+names = np.arange(len(labels)).astype(object)
+part = Part("made up", Embeddings(vectors, names, names, names, names, "s"), Exact(memory_mib=8))
+"""
 )
-OURS = f"scores = score(vectors, labels, queries, gallery, Protocol(map_k={TOP}))\n"
+OURS = f"scores = score(part, labels, queries, gallery, Depths(map_k={TOP}))\n"
 
 PEER_SETUP = (
     INPUTS

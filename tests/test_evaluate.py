@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from guie.errors import UserError
-from guie.evaluate import Protocol, evaluate
+from guie.evaluate import evaluate
+from guie.protocols.retrieval import Retrieval
+from guie.search.exact import Exact
 from guie.types import Embeddings
 
 
@@ -75,7 +77,7 @@ def test_numbers_equal_a_loop_over_queries(splits):
 
 def test_a_tiny_memory_budget_changes_nothing():
     e = made_up(splits=("test",), rows=400)
-    assert evaluate(e, Protocol(memory_mib=0.01)).metrics == evaluate(e).metrics
+    assert evaluate(e, search=Exact(memory_mib=0.01)).metrics == evaluate(e).metrics
 
 
 def test_one_dataset_is_its_own_merged_index():
@@ -102,7 +104,7 @@ def test_several_datasets_share_an_index_but_no_labels():
 def test_a_label_in_two_domains_matches_only_when_asked():
     e = made_up()
     e.domains = np.array(["x", "y"])[np.arange(len(e.files)) % 2]
-    apart = evaluate(e, Protocol(match_domain=True)).metrics["merged"]
+    apart = evaluate(e, Retrieval(match_domain=True)).metrics["merged"]
     by_name = replace(e, labels=np.char.add(np.char.add(e.labels, "|"), e.domains))
     agrees(apart, looped(by_name))
     agrees(evaluate(e).metrics["merged"], looped(e))

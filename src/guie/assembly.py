@@ -214,9 +214,11 @@ def bench(
     """Return how to measure on `sets`; bad pictures are listed in the folder `listed_in`."""
     from guie.bench import Bench
     from guie.embed.reading import Reader
-    from guie.evaluate import Protocol
+    from guie.protocols.retrieval import Retrieval
+    from guie.search.exact import Exact
 
     threads = cfg["hw"]["threads"] if "hw" in cfg else cfg["threads"]
     reader = Reader(batch_size=cfg.get("batch_size", 128), threads=threads, device=device)
-    protocol = Protocol(memory_mib=cfg["memory_mib"])
-    return Bench(sets, reader, protocol, cfg["bad_images"], cfg["max_bad_share"], notice, listed_in)
+    search = Exact(memory_mib=cfg["memory_mib"])
+    protocols = dict.fromkeys(sets, Retrieval())
+    return Bench(sets, reader, protocols, search, cfg["bad_images"], cfg["max_bad_share"], notice, listed_in)

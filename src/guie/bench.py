@@ -11,16 +11,17 @@ from guie.data.bad_images import BadImages
 from guie.datasets.manifest import Manifest
 from guie.embed.reading import Reader
 from guie.embed.vectors import embed
-from guie.evaluate import Evaluation, Protocol, evaluate
+from guie.evaluate import Evaluation, evaluate
 from guie.floors import FLOORS, floor_embeddings
-from guie.types import Embeddings
+from guie.protocols.part import Evaluated
+from guie.types import Embeddings, Search
 
 Notice = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured on, and how: manifests by name, the reader, the protocol, the policy on bad pictures.
+    """What is measured on, and how: manifests and protocols by name, reader, search, policy on bad pictures.
 
     `notice(what, done, total)` is told how far it is. Pictures that cannot be used are listed in the folder
     `listed_in`: in bad_images.csv, of several sets in bad_images_<set>.csv.
@@ -28,7 +29,8 @@ class Bench:
 
     sets: Mapping[str, Manifest]
     reader: Reader
-    protocol: Protocol
+    protocols: Mapping[str, Evaluated]
+    search: Search
     policy: str = "skip"
     max_bad_share: float = 0.01
     notice: Notice | None = None
@@ -47,7 +49,7 @@ class Bench:
 
     def evaluation(self, found: Mapping[str, Embeddings]) -> Evaluation:
         """Return the numbers of these embeddings."""
-        return evaluate(found, self.protocol)
+        return evaluate(found, self.protocols, search=self.search)
 
     def floors(self, untrained: Any | None) -> dict[str, dict]:
         """Return metrics by floor: colour histogram, raw pixels, the untrained or pre-trained backbone."""

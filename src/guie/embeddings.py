@@ -1,6 +1,7 @@
 """Embeddings on disk: a folder with vectors.npy, rows.parquet and meta.json; read without torch.
 
-A folder appears whole or not at all, and says which embedding space its vectors live in.
+A protocol's pairs are in truth.parquet. A folder appears whole or not at all, and says which embedding space
+its vectors live in.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from typing import Any
 import numpy as np
 
 from guie.errors import UserError
-from guie.types import Embeddings
+from guie.types import Embeddings, Pairs
 
 COLUMNS = ("files", "labels", "domains", "splits")
 PARTS = ("vectors.npy", "rows.parquet", "meta.json")
+TRUTH, STATED = "truth.parquet", ("query", "item", "relation", "usage")
+# Columns of a manifest that protocols ask for, beyond those that all rows have.
+FURTHER = ("usage", "landmarks", "class_ids", "group")
 
 
 def picture_names(manifest: Any, rows: np.ndarray) -> list[str]:
@@ -39,7 +43,22 @@ def from_manifest(
         domains=np.array(manifest.domain_names, dtype=object)[manifest.domains[rows]],
         splits=np.asarray(manifest.splits, dtype=object)[rows],
         space_id=space_id,
+        truth=None if manifest.truth is None else _pairs(manifest.truth),
+        further={name: _texts(manifest.table[name])[rows] for name in _present(manifest.table)},
     )
+
+
+def _present(table: Any) -> list[str]:
+    return [name for name in FURTHER if name in table.column_names]
+
+
+def _pairs(table: Any) -> Pairs:
+    return Pairs(*(_texts(table[name]) for name in STATED))
+
+
+def _texts(column: Any) -> np.ndarray:
+    """Return a column of text, (N,) object, with '' for null."""
+    return np.array([value or "" for value in column.to_pylist()], dtype=object)
 
 
 def save(embeddings: Embeddings, folder: str | Path, **facts: object) -> Path:
@@ -47,17 +66,18 @@ def save(embeddings: Embeddings, folder: str | Path, **facts: object) -> Path:
 
     Raises UserError where rows do not fit together or vectors are not finite or zero.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder = Path(folder)
-    _check(embeddings, folder)
+    sound(embeddings, folder)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     np.save(partial / "vectors.npy", np.ascontiguousarray(embeddings.vectors, dtype=np.float32))
-    table = pa.Table.from_arrays([to_arrow(getattr(embeddings, n)) for n in COLUMNS], names=list(COLUMNS))
-    pq.write_table(table, partial / "rows.parquet")
+    columns = {name: getattr(embeddings, name) for name in COLUMNS} | dict(embeddings.further)
+    pq.write_table(_table(columns), partial / "rows.parquet")
+    if embeddings.truth is not None:
+        pq.write_table(_table(vars(embeddings.truth)), partial / TRUTH)
     rows, dim = embeddings.vectors.shape
     meta = {"space_id": embeddings.space_id, "rows": rows, "dim": dim} | facts
     (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
@@ -82,12 +102,18 @@ def load(folder: str | Path, *, space_id: str | None = None) -> Embeddings:
     try:
         vectors = np.load(folder / "vectors.npy", mmap_mode="r")
         # Neither read_table nor to_numpy: both import pandas, a second of CPU.
-        table = pq.ParquetFile(folder / "rows.parquet").read(columns=list(COLUMNS))
-    except (OSError, ValueError) as error:
+        table = pq.ParquetFile(folder / "rows.parquet").read()
+        pairs = pq.ParquetFile(folder / TRUTH).read() if (folder / TRUTH).exists() else None
+        missing = set(COLUMNS) - set(table.column_names)
+        if missing:
+            raise ValueError(f"rows.parquet without {min(missing)}")
+        truth = None if pairs is None else _pairs(pairs)
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: {str(error).splitlines()[0]}; accepted: {', '.join(PARTS)}") from error
     columns = {name: np.array(table[name].to_pylist(), dtype=object) for name in COLUMNS}
-    embeddings = Embeddings(vectors, space_id=meta["space_id"], **columns)
-    _check(embeddings, folder)
+    further = {name: _texts(table[name]) for name in _present(table)}
+    embeddings = Embeddings(vectors, space_id=meta["space_id"], truth=truth, further=further, **columns)
+    sound(embeddings, folder)
     return embeddings
 
 
@@ -106,10 +132,24 @@ def read_meta(folder: str | Path) -> dict:
 
 
 def concatenate(parts: Mapping[str, Embeddings]) -> Embeddings:
-    """Join named embeddings of one space into one; labels become "<name>/<label>" so that they stay apart.
+    """Join named embeddings of one space into one; labels and files get "<name>/" before them.
 
     Raises UserError where the spaces or widths differ.
     """
+    one_space(parts)
+    columns = {
+        column: np.concatenate([np.asarray(getattr(part, column), dtype=object) for part in parts.values()])
+        for column in ("domains", "splits")
+    }
+    for column in ("files", "labels"):
+        named = [f"{name}/{value}" for name, part in parts.items() for value in getattr(part, column)]
+        columns[column] = np.array(named, dtype=object)
+    vectors = np.concatenate([part.vectors for part in parts.values()])
+    return Embeddings(vectors, space_id=next(iter(parts.values())).space_id, **columns)
+
+
+def one_space(parts: Mapping[str, Embeddings]) -> None:
+    """Raise UserError where the spaces or widths of named embeddings differ."""
     first_name, first = next(iter(parts.items()))
     for name, part in parts.items():
         if part.space_id != first.space_id or part.vectors.shape[1] != first.vectors.shape[1]:
@@ -117,14 +157,6 @@ def concatenate(parts: Mapping[str, Embeddings]) -> Embeddings:
                 f"{name}: embedding space {part.space_id}, {part.vectors.shape[1]}-d; accepted: "
                 f"{first.space_id}, {first.vectors.shape[1]}-d as {first_name} has"
             )
-    labels = [[f"{name}/{label}" for label in part.labels] for name, part in parts.items()]
-    columns = {
-        name: np.concatenate([np.asarray(getattr(part, name), dtype=object) for part in parts.values()])
-        for name in ("files", "domains", "splits")
-    }
-    vectors = np.concatenate([part.vectors for part in parts.values()])
-    joined = np.array([label for part in labels for label in part], dtype=object)
-    return Embeddings(vectors, labels=joined, space_id=first.space_id, **columns)
 
 
 def to_arrow(values: np.ndarray | Sequence) -> Any:
@@ -152,7 +184,14 @@ def _offsets(values: np.ndarray | Sequence) -> np.ndarray:
     return np.cumsum([0, *map(len, values)], dtype=np.int32)
 
 
-def _check(embeddings: Embeddings, where: Path) -> None:
+def _table(columns: Mapping[str, Any]) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_arrays([to_arrow(column) for column in columns.values()], names=list(columns))
+
+
+def sound(embeddings: Embeddings, where: str | Path) -> None:
+    """Raise UserError naming rows that do not fit together, vectors not finite or zero, or a file twice."""
     vectors = embeddings.vectors
     if vectors.ndim != 2:
         raise UserError(f"{where}: vectors of shape {vectors.shape}; accepted: (rows, width)")
@@ -168,12 +207,25 @@ def _check(embeddings: Embeddings, where: Path) -> None:
         raise UserError(
             f"{where}: {len(bad)} vectors not finite or zero: {examples}; accepted: finite, not zero"
         )
+    _refuse_twice(embeddings.files, where)
+
+
+def _refuse_twice(files: np.ndarray, where: str | Path) -> None:
+    if len(set(files)) == len(files):
+        return
+    seen: dict[str, int] = {}
+    twice = [(seen[file], i, file) for i, file in enumerate(files) if seen.setdefault(file, i) != i]
+    first, again, file = twice[0]
+    raise UserError(
+        f"{where}: {len(twice)} files listed again, such as {file} in rows {first} and {again}; "
+        "accepted: each file once"
+    )
 
 
 def _replace(partial: Path, folder: Path) -> None:
     """Put `partial` in the place of `folder`; a reader sees the old one or the new one."""
-    for part in PARTS:
-        with open(partial / part, "rb") as file:
+    for part in partial.iterdir():
+        with part.open("rb") as file:
             os.fsync(file.fileno())
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():

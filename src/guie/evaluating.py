@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from guie import embeddings, results, safety
 from guie.errors import UserError
-from guie.evaluate import Protocol, evaluate
+from guie.evaluate import evaluate
+from guie.search.exact import Exact
 from guie.types import Embeddings
 
 if TYPE_CHECKING:  # pyarrow.compute costs saved embeddings more than their evaluation
@@ -23,7 +24,7 @@ def of_saved(cfg: Mapping[str, Any]) -> None:
     """Evaluate saved embeddings: a folder of them, or one with a folder for each data set."""
     place = Path(cfg["embeddings"]).expanduser()
     found = saved_sets(place)
-    evaluation = evaluate(found, Protocol(memory_mib=cfg["memory_mib"]))
+    evaluation = evaluate(found, search=Exact(memory_mib=cfg["memory_mib"]))
     spaces = sorted({part.space_id for part in found.values()})
     facts = {"floors": {}, "space_id": spaces[0], "seed": cfg["seed"]}
     out = Path(cfg["out"] or place / "evaluation").expanduser()

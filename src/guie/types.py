@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -115,7 +115,7 @@ class Embeddings:
 
     `vectors` (N,D) float32; `files`, `labels`, `domains`, `splits` (N,) str; `space_id` names weights,
     preprocessing and post-processing: mixing two spaces is refused. `truth` are the protocol's pairs where
-    labels do not decide.
+    labels do not decide; `further` are columns (N,) str that a protocol asks for by name (usage, group ...).
     """
 
     vectors: np.ndarray
@@ -125,6 +125,7 @@ class Embeddings:
     splits: np.ndarray
     space_id: str
     truth: Pairs | None = None
+    further: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

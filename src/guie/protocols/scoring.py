@@ -1,0 +1,90 @@
+"""Queries by label equality on one index: search, hits and their numbers, tile by tile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from guie.metrics.hits import Hits, count_relevant, find_hits, per_query
+from guie.protocols.part import SHOWN, Part, asked
+from guie.types import Ranking, Truth
+
+# Results per query searched for MAP@R at most; where a class is larger, MAP@R is left out.
+DEEPEST = 1000
+
+
+@dataclass(frozen=True)
+class Depths:
+    """`recall_ks` of R@k, `map_k` of mAP@k, `lists`: how many results of each query are kept."""
+
+    recall_ks: tuple[int, ...] = (1, 5, 10)
+    map_k: int = 100
+    lists: int = 0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-query results on one index.
+
+    `rows` (Q,) row of each query; `values` {metric: (Q,)}; `top` (Q,K) the first results as gallery positions
+    (-1: none); `relevant` (Q,); `first_hit` (Q,) rank of the first hit, 0 where the results hold none;
+    `gallery` (N,) its rows; `dropped` lone queries left out.
+    """
+
+    rows: np.ndarray
+    values: dict[str, np.ndarray]
+    top: Ranking
+    relevant: np.ndarray
+    first_hit: np.ndarray
+    gallery: np.ndarray
+    dropped: int
+
+
+def score(part: Part, labels: np.ndarray, queries: np.ndarray, gallery: np.ndarray, depths: Depths) -> Scores:
+    """Search rows `queries` (Q,) of `part` in its rows `gallery` (N,) and score them, tile by tile.
+
+    `labels` (rows,) int64. A row in both is not its own neighbour; lone queries are dropped. Working memory
+    is a few tiles of the search, whatever Q is.
+    """
+    own = part.self_ids(queries, gallery)
+    gallery_labels = labels[gallery]
+    relevant = count_relevant(Truth(labels[queries], gallery_labels, own))
+    kept, own, relevant = queries[relevant > 0], own[relevant > 0], relevant[relevant > 0]
+    depth, width = _depth(depths, relevant), max(SHOWN, depths.lists)
+    index = part.search.index(part.side(gallery, labels=True))
+    tiles = []
+    for tile, ranking in asked(index, part.side(kept), depth, own):
+        hits = find_hits(ranking.ids, Truth(labels[kept[tile]], gallery_labels, own[tile]), distinct=True)
+        values = per_query(hits, recall_ks=tuple(depths.recall_ks), map_k=depths.map_k)
+        top = Ranking(ranking.ids[:, :width].copy(), ranking.scores[:, :width].copy())
+        tiles.append((values, top, first_hits(hits)))
+    return _joined(tiles, kept, relevant, gallery, len(queries) - len(kept), width)
+
+
+def first_hits(hits: Hits) -> np.ndarray:
+    """Return the rank of each query's first hit, (Q,) int32, 0 where there is none."""
+    found = np.zeros(len(hits), dtype=np.int32)
+    first = hits.order == 1
+    found[hits.query[first]] = hits.rank[first]
+    return found
+
+
+def _depth(depths: Depths, relevant: np.ndarray) -> int:
+    """Return how many neighbours the metrics need: more than `map_k` only where MAP@R can use them."""
+    wanted = max(depths.map_k, *depths.recall_ks, SHOWN, depths.lists)
+    most_relevant = int(relevant.max(initial=0))
+    return max(wanted, most_relevant) if most_relevant <= DEEPEST else wanted
+
+
+def _joined(
+    tiles: list, kept: np.ndarray, relevant: np.ndarray, gallery: np.ndarray, dropped: int, width: int
+) -> Scores:
+    names = set.intersection(*(set(values) for values, _, _ in tiles)) if tiles else set()
+    ordered = [name for name in tiles[0][0] if name in names] if tiles else []
+    values = {name: np.concatenate([tile[0][name] for tile in tiles]) for name in ordered}
+    empty = np.empty((0, width), dtype=np.int32)
+    ids = np.concatenate([empty, *(tile[1].ids for tile in tiles)])
+    scores = np.concatenate([empty.astype(np.float32), *(tile[1].scores for tile in tiles)])
+    first_hit = np.concatenate([empty[:, 0], *(tile[2] for tile in tiles)])
+    return Scores(kept, values, Ranking(ids, scores), relevant, first_hit, gallery, dropped)
