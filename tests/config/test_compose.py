@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from guie.config.compose import composed, directory, rewrite
 from guie.config.schema import annotation, choices, targets
@@ -95,6 +96,23 @@ def test_a_home_folder_is_expanded():
 def test_strange_paths_reach_the_program_unharmed():
     strange = "runs/a b=c#d (1).ckpt"
     assert composed("export", [f"ckpt={strange}", "pt=x"])["ckpt"] == strange
+
+
+def test_the_parts_within_a_users_own_yaml_have_their_keys_and_keep_their_order(tmp_path):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "mine.yaml").write_text(
+        "defaults: [_mine, _self_]\nmine:\n  _target_: guie.datasets.folder.folder\n  root: x\n  rules:\n"
+        "    foreign: {_target_: elsewhere.Rule, a: 1}\n"
+        "    few: {_target_: guie.datasets.rules.MaxImages, images: 30}\n"
+        "    plain: {many: {_target_: guie.datasets.rules.MinImages}}\n"
+    )
+    words = ["--cfg", "job", f"--config-dir={tmp_path}", "dataset=[mine]"]
+    done = console("train", *words, "dataset.mine.rules.plain.many.images=4")
+    rules = yaml.safe_load(done.stdout)["dataset"]["mine"]["rules"]
+    assert list(rules) == ["foreign", "few", "plain"], done.stderr
+    assert (rules["few"]["images"], rules["plain"]["many"]["images"]) == (30, 4)
+    wrong = console("train", *words, "dataset.mine.rules.few.image=4")
+    assert "dataset.mine.rules.few.image: unknown key; did you mean 'images'?" in wrong.stderr
 
 
 def test_annotations_become_enforced_types():

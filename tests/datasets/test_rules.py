@@ -284,7 +284,7 @@ def test_a_recipe_in_yaml_composes_takes_overrides_and_builds(own_configs, tmp_p
     manifest = build(node, where="dataset.mine", data_root=str(tmp_path))
     assert left(manifest) == {"a": 9}
     off = recipe(
-        own_configs, "dataset.mine.rules.frequent=null", "+dataset.mine.rules.unseen.of.test_classes=0"
+        own_configs, "dataset.mine.rules.frequent=null", "dataset.mine.rules.unseen.of.test_classes=0"
     )
     assert left(build(off["dataset"]["mine"], data_root=str(tmp_path))) == {"a": 9, "b": 2}
 

@@ -96,6 +96,22 @@ def test_losses_per_domain_are_logged_only_where_wanted(name):
     assert {"loss/apparel", "loss/landmark", "loss/toys"} <= set(scalars)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("arcface_dynamic", "size.power", 0.3),
+        ("subcenter_arcface_dynamic", "size.floor", 0.1),
+        ("arcface_growing", "epoch.epochs", 10),
+    ],
+)
+def test_the_keys_of_what_changes_a_margin_are_set_as_any_other(name, key, value):
+    part, key = key.split(".")
+    changed = config(f"head={name}", f"head.margin_by.{part}.{key}={value}")
+    assert changed["head"]["margin_by"][part][key] == value
+    assert getattr(parts(config(f"head={name}"))[1].margins.by, part)
+    assert config(f"head={name}", "head.margin_by=null")["head"]["margin_by"] is None
+
+
 def test_a_tower_s_gate_has_the_keys_of_one_linear_layer():
     _, head = parts(config("head=classifier_tta"))
     assert isinstance(head, nn.Module)
@@ -108,7 +124,8 @@ def test_a_tower_s_gate_has_the_keys_of_one_linear_layer():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["+head.margin_by.size.powr=0.5"], "head.margin_by.size.powr: unknown key; did you mean 'power'"),
+        (["head.margin_by.size.powr=0.5"], "head.margin_by.size.powr: unknown key; did you mean 'power'"),
+        (["head.margin_by.size.power=much"], "head.margin_by.size.power: Value 'much'"),
         (["+head.margin_by.size.class_counts=3"], "head.margin_by.size.class_counts: a fact of the data"),
         (
             ["head=domain_arcface", "head.mode=both"],

@@ -243,7 +243,7 @@ def explain(error: BaseException) -> str:
         return f"{mark.name}, line {mark.line + 1}: {error.problem or error.context}; accepted: YAML"
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__
+        cause = cause.__cause__ or cause.__context__  # Hydra does not say `from`
     if cause is not None and getattr(cause, "full_key", None):
         return _explain_key(cause)
     text = " ".join(str(error).split())

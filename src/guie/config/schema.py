@@ -7,7 +7,7 @@ A default lives in the constructor's signature: `configs/head/arcface.yaml` begi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
 from pathlib import Path
@@ -197,16 +197,46 @@ def register(command: str, folders: list[Path]) -> None:
     store.store(name=f"_{command}", node=COMMANDS[command])
     groups = [entry.name for entry in fields(COMMANDS[command]) if entry.name in GROUPS]
     store.repo |= {group: _Nodes() for group in groups}
-    for group, name, target in targets(folders, groups):
-        made = partial(_stored, group, name, target, may_lack_place=command == "prepare")
-        store.repo[group][f"_{name}.yaml"] = made
+    for folder in folders:
+        for group, name, target in targets([folder], groups):
+            path = folder / group / f"{name}.yaml"
+            made = partial(_stored, path, target, may_lack_place=command == "prepare")
+            store.repo[group][f"_{name}.yaml"] = made
 
 
-def _stored(group: str, name: str, target: str, *, may_lack_place: bool) -> ConfigNode:
-    node: Any = node_of(target, may_lack=place_of(target) if may_lack_place else None)
+def _stored(path: Path, target: str, *, may_lack_place: bool) -> ConfigNode:
+    group, name = path.parent.name, path.stem
+    written = yaml.safe_load(path.read_text())
     if group == "dataset":
-        node = {name: node}  # a dict: several data sets stand side by side
-    return ConfigNode(f"_{name}.yaml", OmegaConf.structured(node), group, package=None, provider=None)
+        written = written[name]  # a dict: several data sets stand side by side
+    node = _typed(written, may_lack=place_of(target) if may_lack_place else None)
+    node = {name: node} if group == "dataset" else node
+    return ConfigNode(f"_{name}.yaml", OmegaConf.create(node), group, package=None, provider=None)
+
+
+def _typed(written: Mapping[str, Any], *, may_lack: str | None = None) -> Any:
+    """Return the typed node of a part, with those of the parts that its YAML names within it.
+
+    So their keys are known, too: `head.margin_by.size.power=0.3`. What is not guie's stays in its place as
+    written: the order of a dict may count. The values of a part come later, when Hydra merges the YAML.
+    """
+    inner = {
+        key: _typed(item) for key, item in written.items() if isinstance(item, Mapping) and _holds_part(item)
+    }
+    if not _is_part(written):
+        return {**written, **inner}
+    made = OmegaConf.structured(node_of(str(written["_target_"]), may_lack=may_lack))
+    for key in inner.keys() & made.keys():
+        made[key] = inner[key]
+    return made
+
+
+def _holds_part(value: Mapping[str, Any]) -> bool:
+    return _is_part(value) or any(_holds_part(item) for item in value.values() if isinstance(item, Mapping))
+
+
+def _is_part(value: Mapping[str, Any]) -> bool:
+    return str(value.get("_target_")).startswith("guie.")
 
 
 def targets(folders: list[Path], groups: Sequence[str] = GROUPS) -> Iterator[tuple[str, str, str]]:
