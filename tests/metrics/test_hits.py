@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from guie.metrics.groups import group_means, mean_of_groups
 from guie.metrics.hits import (
+    average_precision,
     average_precision_at,
     average_precision_at_r,
     count_relevant,
     find_hits,
+    find_stated_hits,
     guie_precision,
     hits_from_mask,
     per_query,
@@ -17,6 +20,10 @@ from guie.metrics.hits import (
     r_precision,
     recall_at,
     reciprocal_rank,
+    reciprocal_rank_at,
+    stated_mask,
+    trapezoidal_average_precision,
+    without_junk,
 )
 from guie.search.exact import knn
 from guie.types import Truth
@@ -82,6 +89,15 @@ def precision_sum(flags, depth):
     return total
 
 
+def trapezoids(flags):
+    total, found = 0.0, 0
+    for place, flag in enumerate(flags):
+        if flag:
+            total += ((found / place if place else 1.0) + (found + 1) / (place + 1)) / 2
+            found += 1
+    return total
+
+
 FORMULAS = {
     "mP@5": (guie_precision, lambda f, n: sum(f[: min(n, 5)]) / min(n, 5)),
     "P@5": (lambda h: precision_at(h, 5), lambda f, n: sum(f[:5]) / 5),
@@ -90,6 +106,12 @@ FORMULAS = {
     "MAP@R": (average_precision_at_r, lambda f, n: precision_sum(f, n) / n),
     "R-Prec": (r_precision, lambda f, n: sum(f[:n]) / n),
     "MRR": (reciprocal_rank, lambda f, n: 1 / (f.index(True) + 1) if any(f) else 0.0),
+    "MAP@5": (
+        lambda h: reciprocal_rank_at(h, 5),
+        lambda f, n: 1 / (f.index(True) + 1) if any(f[:5]) else 0.0,
+    ),
+    "mAP": (average_precision, lambda f, n: precision_sum(f, len(f)) / n),
+    "trapezoidal mAP": (trapezoidal_average_precision, lambda f, n: trapezoids(f) / n),
 }
 
 
@@ -111,6 +133,33 @@ def test_repeated_ids_use_a_rank_and_count_once(name):
     np.testing.assert_allclose(
         ours(find_hits(ids, truth)), looped(ids, truth, definition), rtol=0, atol=1e-12
     )
+
+
+def test_stated_pairs_are_relevant_and_nothing_else():
+    r = np.random.default_rng(0)
+    ids = np.stack([r.permutation(50)[:20] for _ in range(30)]).astype(np.int32)
+    ids[:, -2:] = -1
+    query, item = r.integers(30, size=200), r.integers(60, size=200)
+    pairs = set(zip(query.tolist(), item.tolist(), strict=True))
+    expected = [[(q, i) in pairs for i in row] for q, row in enumerate(ids.tolist())]
+    assert stated_mask(ids, query, item).tolist() == expected
+    hits = find_stated_hits(ids, query, item)
+    assert hits.relevant.tolist() == [sum(q == row for q, _ in pairs) for row in range(30)]
+    assert not stated_mask(ids, query[:0], item[:0]).any()
+
+
+def test_stated_pairs_are_found_in_rankings_of_a_million():
+    ids = np.tile(np.arange(400_000, dtype=np.int32), (5, 1))
+    query, item = np.array([0, 3, 4, 4]), np.array([399_999, 0, 1, 399_999])
+    assert np.argwhere(stated_mask(ids, query, item)).tolist() == np.stack([query, item], axis=1).tolist()
+
+
+def test_stated_pairs_and_labels_give_the_same_hits():
+    ids, truth = random_hits(seed=4)
+    query, item = np.nonzero(truth.query_labels[:, None] == truth.gallery_labels)
+    by_pairs, by_label = find_stated_hits(ids, query, item), find_hits(ids, truth)
+    for name in ("query", "rank", "order", "relevant"):
+        np.testing.assert_array_equal(getattr(by_pairs, name), getattr(by_label, name))
 
 
 def test_mp5_of_the_challenge_unit_case():
@@ -159,7 +208,7 @@ def test_embeddings_give_the_stated_mrr_and_gpr_map(blobs):
     # GPR1200 leaves the query in the gallery, at rank 1, as a hit.
     ranking = knn(blobs, blobs, 300)
     hits = find_hits(ranking.ids, Truth(labels, labels, np.full(300, -1)))
-    assert average_precision_at(hits, 300).mean() == pytest.approx(0.73431590, abs=1e-8)
+    assert average_precision(hits).mean() == pytest.approx(0.73431590, abs=1e-8)
 
 
 @pytest.fixture(scope="module")
@@ -260,11 +309,64 @@ def test_other_programs_agree_on_the_query_kept_in(reference):
     labels = f["x_labels"]
     ranking = knn(f["X"], f["X"], len(labels))
     hits = find_hits(ranking.ids, Truth(labels, labels, np.full(len(labels), -1)))
-    expected = reference["outputs"]["gpr1200_self"]["mAP_query_included"]
-    assert average_precision_at(hits, len(labels)).mean() == pytest.approx(expected, abs=1e-9)
+    expected = reference["outputs"]["gpr1200_self"]
+    assert average_precision(hits).mean() == pytest.approx(expected["mAP_query_included"], abs=1e-9)
+    assert average_precision(hits)[:5].tolist() == pytest.approx(expected["first5"], abs=1e-9)
 
 
 def test_a_metric_that_needs_more_results_is_left_out():
     ids, truth = random_hits(seed=3, depth=6, gallery=300)
     names = set(per_query(find_hits(ids, truth)))
     assert names == {"mP@5", "R@1", "R@5", "MRR"}
+
+
+def test_other_programs_agree_on_a_gallery_of_another_camera(reference):
+    # Market-1501: pictures of the same identity and the same camera are junk.
+    f, expected = reference["fixture"], reference["outputs"]["market1501"]
+    same = f["q_labels"][:, None] == f["x_labels"]
+    same_camera = (np.arange(len(f["Q"])) % 2)[:, None] == np.arange(len(f["X"])) % 3
+    kept = np.flatnonzero((same & ~same_camera).any(axis=1))
+    ids = knn(f["Q"][kept], f["X"], len(f["X"])).ids
+    found = np.take_along_axis((same & ~same_camera)[kept], ids, axis=1)
+    junk = np.take_along_axis((same & same_camera)[kept], ids, axis=1)
+    hits = without_junk(hits_from_mask(found, found.sum(axis=1)), junk)
+    assert average_precision(hits).mean() == pytest.approx(expected["mAP"], abs=1e-9)
+    rates = [recall_at(hits, k).mean() for k in range(1, 11)]
+    assert rates == pytest.approx(expected["cmc1..10"], abs=1e-6)
+
+
+def test_published_map_at_k_divided_by_all_that_is_relevant(reference):
+    case = reference["published"]["tfsim_retrieval"]
+    counts = np.array([{0: 10, 1: 3}[label] for label in case["query_labels"]])
+    hits = hits_from_mask(np.array(case["match_mask"], dtype=bool), counts)
+    assert average_precision(hits).mean() == pytest.approx(case["MapAtK(r={0:10,1:3},k=3)"])
+    assert precision_at(hits, 3).mean() == pytest.approx(case["PrecisionAtK(k=3,micro)"])
+    groups = np.array(case["query_labels"]).astype(str)
+    assert mean_of_groups(precision_at(hits, 3), groups) == pytest.approx(case["PrecisionAtK(k=3,macro)"])
+    clipped = case["clip_at_r"]
+    hits = hits_from_mask(np.array(clipped["match_mask"], dtype=bool), np.array([4, 3]))
+    expected = clipped["MapAtK(r={0:4,1:3},k=4,clip_at_r)"]
+    assert average_precision_at_r(hits).mean() == pytest.approx(expected)
+
+
+def test_published_lists_of_ids(reference):
+    case = reference["published"]["oml_retrieval"]["categories_case"]
+    query, item = np.array([(q, i) for q, items in enumerate(case["gt_ids"]) for i in items]).T
+    hits = find_stated_hits(np.array(case["retrieved_ids"]), query, item)
+    assert recall_at(hits, 1).mean() == case["cmc@1"]
+    by_kind = group_means(precision_of_oml(hits, 3), case["categories"])
+    assert by_kind == pytest.approx({"cat": case["precision@3_cat"], "dog": case["precision@3_dog"]})
+
+
+def precision_of_oml(hits, k):
+    """Return hits in the top k over min(k, n): OML looks at k results where mP@k looks at min(k, n)."""
+    return precision_at(hits, k) * k / np.minimum(hits.relevant, k)
+
+
+def test_an_empty_gallery_and_no_queries_give_no_hits():
+    nothing = np.empty(0, dtype=np.int64)
+    empty = find_hits(np.full((2, 3), -1), Truth(np.array([0, 1]), nothing, np.array([-1, -1])))
+    assert len(empty) == 2 and not len(empty.query) and empty.relevant.tolist() == [0, 0]
+    assert recall_at(empty, 3).tolist() == [0, 0]
+    unasked = find_hits(np.empty((0, 3), dtype=np.int32), Truth(nothing, np.array([0]), nothing))
+    assert len(unasked) == 0 and average_precision(unasked).tolist() == []

@@ -54,8 +54,9 @@ def find_hits(ids: np.ndarray, truth: Truth, *, distinct: bool = False) -> Hits:
     An id that a query names twice counts once and uses up its rank both times (GUIE, GLDv2);
     `distinct=True` promises that there is none and saves the check.
     """
-    mask = truth.gallery_labels[ids] == truth.query_labels[:, None]
-    mask &= ids >= 0
+    mask = ids >= 0
+    if len(truth.gallery_labels):
+        mask &= truth.gallery_labels[ids] == truth.query_labels[:, None]
     if not distinct:
         mask &= _first_mention(ids)
     return hits_from_mask(mask, count_relevant(truth))
