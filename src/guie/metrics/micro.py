@@ -106,8 +106,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval of AP; queries are drawn, each with all of its answers.
 
-    Every draw is a ranking of its own: an answer moves the precision of all that follow, which a mean of
-    `per_query` would not know. Draws with nothing to be found are left out.
+    Every draw is a ranking of its own: an answer moves the precision of all that follow, which the mean of
+    `per_query` does not know (its interval is wider). Draws with nothing to be found are left out.
     """
     rng = np.random.default_rng(seed)
     num_queries = len(answers.positives)
