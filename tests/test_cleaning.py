@@ -15,7 +15,7 @@ from guie.datasets.manifest import from_columns
 from guie.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent / "local"))
-from test_local import TURN, scene, seen_again
+from scenes import TURN, scene, seen_again
 
 SETTINGS = Cleaning(neighbours=9, candidates=4, min_inliers=15, min_support=1, min_images=2, max_px=240)
 

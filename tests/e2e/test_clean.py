@@ -14,7 +14,7 @@ from guie.embeddings import picture_names
 from guie.types import Embeddings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "local"))
-from test_local import TURN, scene, seen_again
+from scenes import TURN, scene, seen_again
 
 
 @pytest.fixture

@@ -1,3 +1,6 @@
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -5,22 +8,8 @@ import pytest
 from guie.local.features import Keypoints, sift
 from guie.local.verify import NOTHING, match, verify
 
-
-def scene(seed, size=240):
-    """A picture with many corners."""
-    r = np.random.default_rng(seed)
-    image = np.full((size, size, 3), 127, np.uint8)
-    for _ in range(120):
-        x, y, w, h = (int(v) for v in r.integers((0, 0, 6, 6), (size, size, 40, 40)))
-        cv2.rectangle(image, (x, y), (x + w, y + h), tuple(int(v) for v in r.integers(0, 256, 3)), -1)
-    return image
-
-
-TURN = np.array([[0.8, -0.3, 40.0], [0.3, 0.8, -10.0], [0.0, 0.0, 1.0]])
-
-
-def seen_again(image, matrix=TURN):
-    return cv2.warpPerspective(image, matrix, image.shape[1::-1], borderValue=(127, 127, 127))
+sys.path.insert(0, str(Path(__file__).parent))
+from scenes import TURN, scene, seen_again
 
 
 @pytest.mark.parametrize("model", ["homography", "affine"])

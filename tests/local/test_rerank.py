@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from guie.errors import UserError
-from guie.images import BadImage
 from guie.local import rerank
 from guie.local.cache import Cache, key_of
 from guie.local.features import shrunk, sift
@@ -22,44 +21,7 @@ from guie.search.exact import Exact
 from guie.types import Ranking, Side
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_local import TURN, scene, seen_again
-
-
-def png(image):
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "png")
-    return out.getvalue()
-
-
-class Pictures(dict):
-    """Bytes by name; counts what was read."""
-
-    reads = 0
-
-    def __call__(self, file):
-        self.reads += 1
-        if file not in self:
-            raise BadImage(f"{file}: missing")
-        return self[file]
-
-
-@pytest.fixture
-def pictures():
-    """Three scenes asked for, each seen twice in the gallery and one of them broken, besides two others."""
-    found = {f"q{i}": png(scene(i)) for i in range(3)}
-    found |= {f"a{i}": png(seen_again(scene(i))) for i in range(3)}
-    found |= {f"b{i}": png(seen_again(scene(i), TURN @ TURN)) for i in range(3)}
-    found |= {"x0": png(scene(20)), "x1": png(scene(21)), "broken": b"no picture"}
-    return Pictures(found)
-
-
-GALLERY = ["x0", "a0", "x1", "b0", "a1", "broken", "b1", "missing", "a2", "b2"]
-
-
-def sides(pictures):
-    vectors = np.random.default_rng(0).standard_normal((len(GALLERY), 4)).astype(np.float32)
-    queries = Side(vectors[:3], np.array(["q0", "q1", "q2"], dtype=object), picture=pictures)
-    return queries, Side(vectors, np.array(GALLERY, dtype=object), picture=pictures)
+from scenes import GALLERY, Pictures, scene, sides
 
 
 def ranking_of(rows=3, k=9):
@@ -213,7 +175,7 @@ def test_a_picture_is_described_in_the_pixels_it_is_shrunk_to():
     image = np.repeat(np.repeat(scene(0), 4, axis=0), 4, axis=1)
     described = Sift(max_px=240).describe(image)
     np.testing.assert_allclose(described["xy"] * 4, sift(image, 240).xy, rtol=1e-5)
-    assert shrunk(image, 240).shape == (240, 240) and described["counts"].dtype == np.uint8
+    assert shrunk(image, 240).shape == (240, 240, 3) and described["counts"].dtype == np.uint8
 
 
 def test_few_places_are_no_agreement():

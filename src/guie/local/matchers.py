@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from guie.local.features import Keypoints, detected, rooted, shrunk
+from guie.local.features import Keypoints, detected, grey, rooted, shrunk
 from guie.local.verify import match
 
 Features = dict[str, np.ndarray]  # what is kept of one picture, on disk too
@@ -51,7 +51,7 @@ class Sift:
 
     def describe(self, image: np.ndarray) -> Features:
         """Return `xy` (N,2) float32 and `counts` (N,128) uint8, a quarter of the floats they stand for."""
-        xy, counts = detected(shrunk(image, self.max_px), self.max_keypoints)
+        xy, counts = detected(shrunk(grey(image), self.max_px), self.max_keypoints)
         return {"xy": xy, "counts": counts}
 
     def correspond(self, first: Features, second: Features) -> tuple[np.ndarray, np.ndarray]:
