@@ -27,7 +27,7 @@ REQUIRED = "???"
 # has functions that start processes or write files.
 PARTS = (
     *("guie.data", "guie.datasets", "guie.heads", "guie.models", "guie.train", "guie.cleaning"),
-    *("guie.local", "guie.recognise", "guie.postprocess", "guie.search", "guie.protocols"),
+    *("guie.local", "guie.recognise", "guie.postprocess", "guie.search", "guie.protocols", "guie.views"),
 )
 SINGLE_PARTS = ("guie.launch.Launch", "guie.assembly.trained_embedder")
 

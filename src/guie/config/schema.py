@@ -34,6 +34,7 @@ GROUPS = (
     "launch",
     "warm_start",
     "cleaning",
+    "views",
 )
 PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
 PATH_KEYS |= {"path", "pattern", "wise", "start", "centres"}
@@ -95,6 +96,31 @@ class Eval:
     max_bad_share: float = 0.01
     memory_mib: int = 64
     floors: bool = True
+
+
+@dataclass
+class Embed:
+    """Keys of guie-embed: which pictures, seen by which model (or models) through which views, written how."""
+
+    dataset: Any = field(default_factory=dict)
+    split: Any = None
+    backbone: Any = None
+    pool: Any = None
+    views: Any = None
+    ckpt: Any = None
+    weights: Any = None
+    out: str = MISSING
+    formats: Any = "npy"
+    ids: str = "stem"
+    overwrite: bool = False
+    data_root: str = "data"
+    device: str = "auto"
+    precision: str = "fp32"
+    seed: int = 0
+    batch_size: int = 128
+    threads: int | None = None
+    bad_images: str = "skip"
+    max_bad_share: float = 0.01
 
 
 @dataclass
@@ -168,6 +194,7 @@ class Soup:
 COMMANDS = {
     "train": Train,
     "eval": Eval,
+    "embed": Embed,
     "export": Export,
     "prepare": Prepare,
     "clean": Clean,

@@ -21,7 +21,7 @@ from guie.data.bad_images import BadImages
 from guie.data.pixels import PixelCache
 from guie.datasets.manifest import Manifest
 from guie.durable import replace_file
-from guie.embed.reading import Forward, Job, Progress, Reader, evaluating, exact
+from guie.embed.reading import Forward, Job, Picture, Progress, Reader, evaluating, exact
 from guie.embed.space import digest, settings
 from guie.errors import UserError
 from guie.images import BadImage
@@ -70,13 +70,13 @@ def cache_features(
     key = digest(seen, manifest.fingerprint(), view_key)
     path = folder / f"features-{key}.npy"
     num_views = views.num if views else 1
-    picture = views.picture if views else exact(manifest, embedder)
+    picture = _drawn(views) if views else exact(manifest, embedder)
     bad_images = BadImages(manifest) if bad_images is None else bad_images
     job = Job(manifest, picture, reader or Reader(), bad_images, progress)
     with evaluating(embedder, job.reader.device):
         probe = embedder.features(torch.zeros(1, 3, *embedder.preprocess.size_px, device=job.reader.device))
         shape = (num_views * len(manifest), probe.shape[1])
-        filled(path, shape, np.float16, job, lambda images, rows: embedder.features(images))
+        _filled(path, shape, np.float16, job, lambda images, rows: embedder.features(images[0]))
     return FeatureCache(path, num_views)
 
 
@@ -106,17 +106,17 @@ def augmented_views(
     return DrawnViews(num, from_pixels if augment.stage == "batch" else from_bytes, f"{key} {seed}")
 
 
-def filled(path: Path, shape: tuple[int, int], dtype: type, job: Job, forward: Forward) -> np.ndarray:
+def _drawn(views: DrawnViews) -> Picture:
+    return lambda view, row: (views.picture(view, row),)
+
+
+def _filled(path: Path, shape: tuple[int, int], dtype: type, job: Job, forward: Forward) -> np.ndarray:
     """Return the complete array at `path`, mapped; make it, or go on making it, where it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock_of(path)):
+    with FileLock(path.with_name(f".{path.name}.lock")):
         if not path.exists():
             _make(path, shape, dtype, job, forward)
     return np.load(path, mmap_mode="r")
-
-
-def lock_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
 
 
 def _make(path: Path, shape: tuple[int, int], dtype: type, job: Job, forward: Forward) -> None:
@@ -125,11 +125,10 @@ def _make(path: Path, shape: tuple[int, int], dtype: type, job: Job, forward: Fo
     mode = "r+" if done else "w+"
     target = np.lib.format.open_memmap(growing, mode=mode, dtype=dtype, shape=None if done else shape)
 
-    def mark(rows: int) -> None:
+    for chunk in job.computed(job.cut(range(done, shape[0])), forward, shape[1], dtype, done):
+        target[chunk.places.start : chunk.places.stop] = chunk.values
         target.flush()  # first the rows, then the count that vouches for them
-        replace_file(count, json.dumps({"rows": rows}).encode())
-
-    job.fill(target, done, forward, mark)
+        replace_file(count, json.dumps({"rows": chunk.places.stop}).encode())
     target.flush()
     growing.replace(path)
     count.unlink(missing_ok=True)

@@ -1,11 +1,10 @@
-"""Pictures through a network, rows in order: threads decode ahead of what computes."""
+"""Pictures through a network: threads decode ahead of what computes."""
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,100 +17,171 @@ from guie.data.bad_images import BadImages
 from guie.data.sizes import original_sizes
 from guie.datasets.manifest import Manifest
 from guie.errors import UserError
-from guie.images import BadImage
-from guie.resize import load
+from guie.images import BadImage, decode
+from guie.launch import cores, ranks_here
+from guie.resize import apply, load
 from guie.side import side_inputs
+from guie.views import View, Views, combined
 
 Progress = Callable[[int, int], None]
-Forward = Callable[[Tensor, np.ndarray], Tensor]  # pictures (B,3,h,w) and their rows (B,)
+Picture = Callable[[int, int], Sequence[np.ndarray]]  # (drawn view, row) -> its looks, (3,h,w) each
+Forward = Callable[[Sequence[Tensor], np.ndarray], Tensor]  # looks (B,3,h,w) each and their rows (B,)
 
 
 class Reader(NamedTuple):
-    """How pictures come: `threads` decode (None: one per core), `batch_size` pass the network at once."""
+    """How pictures come: `threads` decode (None: one per core), `batch_size` pass the network at once.
+
+    With `views` each is looked at several times, and its vectors are summed.
+    """
 
     batch_size: int = 128
     threads: int | None = None
     device: str | torch.device = "cpu"
     dtype: torch.dtype | None = None
+    views: Views | None = None
+
+    @property
+    def num_threads(self) -> int:
+        """Return `threads`, or this process's share of the cores."""
+        return self.threads or max(1, len(cores()) // ranks_here())
+
+
+class Chunk(NamedTuple):
+    """What was computed of `places`: `values` (len(places),D), NaN where `bad` gives the reason by place."""
+
+    places: range
+    values: np.ndarray
+    bad: dict[int, str]
 
 
 @dataclass(frozen=True)
 class Job:
-    """Rows in order through threads that decode and a network that computes; bad rows come as NaN."""
+    """Places through threads that decode and a network that computes; place = drawn view * N + row."""
 
     manifest: Manifest
-    picture: Callable[[int, int], np.ndarray]  # (view, row) -> (3,h,w)
+    picture: Picture
     reader: Reader
     bad_images: BadImages
-    progress: Progress | None
+    progress: Progress | None = None
 
-    def fill(
-        self, target: np.ndarray, done: int, forward: Forward, mark: Callable[[int], None] | None = None
-    ) -> None:
-        """Write `target[i]` for i >= `done`, where i = view * N + row; `mark(done)` after each chunk."""
-        for start, images, failures in self._chunks(done, len(target)):
-            for place, reason in failures.items():
+    def cut(self, places: range) -> list[range]:
+        """Return the batches of `places`."""
+        size = self.reader.batch_size
+        return [places[first : first + size] for first in range(0, len(places), size)]
+
+    def computed(
+        self, batches: Sequence[range], forward: Forward, width: int, dtype: Any, done: int = 0
+    ) -> Iterator[Chunk]:
+        """Yield what `forward` gives for each batch, (B,width); `progress` hears of it when it is taken.
+
+        `done` places were computed before. Raises UserError by the policy on bad pictures, and for values
+        that are not finite.
+        """
+        total = done + sum(map(len, batches))
+        for places, found in self._pictures(batches):
+            bad = {place: look for place, look in zip(places, found, strict=True) if isinstance(look, str)}
+            for place, reason in bad.items():
                 self.bad_images.add(place % len(self.manifest), reason)
-            chunk = np.full((len(images) + len(failures), target.shape[1]), np.nan, target.dtype)
-            kept = [i for i in range(len(chunk)) if start + i not in failures]
-            if images:
-                rows = (start + np.array(kept)) % len(self.manifest)
-                chunk[kept] = self._computed(images, rows, forward, target.dtype)
-            target[start : start + len(chunk)] = chunk
-            if mark:
-                mark(start + len(chunk))
+            values = np.full((len(places), width), np.nan, dtype)
+            kept = [i for i, place in enumerate(places) if place not in bad]
+            if kept:
+                rows = np.array([places[i] % len(self.manifest) for i in kept])
+                values[kept] = self._passed([found[i] for i in kept], rows, forward, values.dtype)
+            yield Chunk(places, values, bad)
+            done += len(places)
             if self.progress:
-                self.progress(start + len(chunk), len(target))
+                self.progress(done, total)
 
-    def _computed(
-        self, images: list[np.ndarray], rows: np.ndarray, forward: Forward, dtype: np.dtype
+    def _passed(
+        self, found: Sequence[Sequence[np.ndarray]], rows: np.ndarray, forward: Forward, dtype: np.dtype
     ) -> np.ndarray:
         device = torch.device(self.reader.device)
-        batch = torch.from_numpy(np.stack(images)).to(device, non_blocking=True)
+        looks = [torch.from_numpy(np.stack(look)).to(device) for look in zip(*found, strict=True)]
         with torch.autocast(device.type, self.reader.dtype, enabled=self.reader.dtype is not None):
-            found = forward(batch, rows).float().cpu().numpy()
-        if not np.isfinite(found).all() or np.abs(found).max(initial=0) > np.finfo(dtype).max:
+            values = forward(looks, rows).float().cpu().numpy()
+        if not np.isfinite(values).all() or np.abs(values).max(initial=0) > np.finfo(dtype).max:
             raise UserError(f"embed: features that are not finite in {dtype}; accepted: a network whose are")
-        return found.astype(dtype)
+        return values.astype(dtype)
 
-    def _chunks(self, done: int, total: int) -> Iterator[tuple[int, list[np.ndarray], dict[int, str]]]:
-        """Yield (first place, pictures, reason of each bad place), one chunk being decoded ahead."""
-        size = self.reader.batch_size
-        threads = self.reader.threads or len(os.sched_getaffinity(0))
-        with ThreadPoolExecutor(threads, thread_name_prefix="guie-embed") as pool:
-            waiting: deque = deque()
-            for start in range(done, total, size):
-                places = range(start, min(start + size, total))
-                waiting.append((start, [pool.submit(self._read, place) for place in places]))
+    def _pictures(self, batches: Iterable[range]) -> Iterator[tuple[range, list[Any]]]:
+        """Yield the looks of each place, or the reason why there are none; one batch is decoded ahead."""
+        with ThreadPoolExecutor(self.reader.num_threads, thread_name_prefix="guie-embed") as pool:
+            waiting: deque[tuple[range, list[Future]]] = deque()
+            for places in batches:
+                waiting.append((places, [pool.submit(self._read, place) for place in places]))
                 if len(waiting) > 1:
                     yield _collected(*waiting.popleft())
             while waiting:
                 yield _collected(*waiting.popleft())
 
-    def _read(self, place: int) -> np.ndarray | str:
+    def _read(self, place: int) -> Sequence[np.ndarray] | str:
         try:
             return self.picture(*divmod(place, len(self.manifest)))
         except (BadImage, OSError) as error:
             return str(error) or type(error).__name__
 
 
-def _collected(start: int, futures: list) -> tuple[int, list[np.ndarray], dict[int, str]]:
-    found = [future.result() for future in futures]
-    failures = {start + i: value for i, value in enumerate(found) if isinstance(value, str)}
-    return start, [value for value in found if not isinstance(value, str)], failures
+def _collected(places: range, futures: list[Future]) -> tuple[range, list[Any]]:
+    return places, [future.result() for future in futures]
 
 
-def embedding(embedder: Any, manifest: Manifest, device: str | torch.device) -> Forward:
-    """Return pictures and their rows -> z; with side inputs where the embedder reads some."""
-    if not getattr(embedder, "side_dim", 0):
-        return lambda images, rows: embedder(images).z
-    side = torch.from_numpy(side_inputs(original_sizes(manifest))).to(device)
-    return lambda images, rows: embedder(images, side[torch.from_numpy(rows).to(device)]).z
-
-
-def exact(manifest: Manifest, embedder: Any) -> Callable[[int, int], np.ndarray]:
+def exact(manifest: Manifest, embedder: Any) -> Picture:
+    """Return the one look of evaluation."""
     spec = embedder.preprocess
-    return lambda view, row: load(manifest.read(row), spec)
+    return lambda view, row: (load(manifest.read(row), spec),)
+
+
+def looks(manifest: Manifest, embedder: Any, views: Views | None) -> Picture:
+    """Return the looks of `views` that are not mirror images of others, each picture decoded once."""
+    if views is None:
+        return exact(manifest, embedder)
+    background = embedder.preprocess.background
+    chosen = [view for view in views.of(embedder.preprocess) if not view.mirrored]
+
+    def picture(_: int, row: int) -> Sequence[np.ndarray]:
+        image = decode(manifest.read(row), background=background)
+        return [_seen(image, view) for view in chosen]
+
+    return picture
+
+
+def _seen(image: np.ndarray, view: View) -> np.ndarray:
+    """Return what `view` shows the network of `image` (H,W,3) uint8, but for its mirroring: (3,h,w)."""
+    owned = image if image.flags.writeable and min(image.strides) > 0 else image.copy()
+    part = view.look(torch.from_numpy(owned).permute(2, 0, 1).unsqueeze(0))[0]
+    return apply(part.permute(1, 2, 0).numpy(), view.preprocess)
+
+
+def embedding(embedder: Any, manifest: Manifest, reader: Reader) -> Forward:
+    """Return the function from looks and their rows to z; with side inputs where the embedder reads some."""
+    side = None
+    if getattr(embedder, "side_dim", 0):
+        side = torch.from_numpy(side_inputs(original_sizes(manifest))).to(reader.device)
+    views = reader.views
+
+    def forward(images: Sequence[Tensor], rows: np.ndarray) -> Tensor:
+        inputs = () if side is None else (side[torch.from_numpy(rows).to(side.device)],)
+        if views is None:
+            return embedder(images[0], *inputs).z
+        mirrored = (False, True) if views.flip else (False,)
+        passes = (embedder(x.flip(3) if flip else x, *inputs) for x in images for flip in mirrored)
+        return combined(out.z if views.summed == "unit" else out.raw[:, : out.z.shape[1]] for out in passes)
+
+    return forward
+
+
+def check_sizes(embedder: Any, reader: Reader) -> None:
+    """Raise UserError where the network does not take pictures of a size that `reader.views` show it."""
+    seen = {view.preprocess.size_px for view in reader.views.of(embedder.preprocess)} if reader.views else ()
+    for height, width in sorted(set(seen) - {embedder.preprocess.size_px}):
+        try:
+            embedder.features(torch.zeros(1, 3, height, width, dtype=torch.uint8, device=reader.device))
+        except Exception as error:  # each backbone refuses in its own way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"views.scales: the network takes no {height} x {width} px ({reason}); accepted: scales of "
+                "a network of any size, else parts of the picture (views=five_crop)"
+            ) from error
 
 
 @contextmanager

@@ -9,14 +9,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from guie import checkpoint
+from guie.views import Views
 
 
-def space_id(embedder: Any, weights: Mapping[str, Tensor] | None = None) -> str:
-    """Return the name of the space that `embedder` (with `weights`, by default its own) embeds into."""
+def space_id(embedder: Any, weights: Mapping[str, Tensor] | None = None, views: Views | None = None) -> str:
+    """Return the name of the space that `embedder` (with `weights`, by default its own) embeds into.
+
+    Sums over `views` live in a space of their own.
+    """
     parts = ("backbone", "pool", "neck")
-    return checkpoint.space_id(
+    space = checkpoint.space_id(
         weights or embedder.state_dict(), embedder.preprocess, settings(embedder, parts)
     )
+    return space if views is None else digest(space, views.key)
 
 
 def settings(embedder: Any, parts: tuple[str, ...]) -> str:

@@ -1,0 +1,181 @@
+"""Several looks at one picture whose vectors are summed: the same in evaluation and in an exported file.
+
+A view is what is looked at (a module on whole pictures that TorchScript compiles), the `Preprocess` that
+brings this to the network, and whether the network sees it mirrored. Who embeds and who exports each execute
+`Preprocess` in their own way, with equal numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from guie.errors import UserError
+from guie.types import Preprocess
+
+_PLACES = {
+    "middle": (0.5, 0.5),
+    "top_left": (0.0, 0.0),
+    "top_right": (0.0, 1.0),
+    "bottom_left": (1.0, 0.0),
+    "bottom_right": (1.0, 1.0),
+}
+
+
+class Whole(nn.Module):
+    """The picture as it is: (B,3,H,W)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return `images`."""
+        return images
+
+
+class Cut(nn.Module):
+    """A part of the picture: (B,3,H,W) to `share` of its height and width, rounded down.
+
+    `place` is middle or a corner. With `square` the part is a square, its side `share` of the shorter one.
+    """
+
+    def __init__(
+        self,
+        share: float = 0.9,
+        place: Literal["middle", "top_left", "top_right", "bottom_left", "bottom_right"] = "middle",
+        square: bool = False,
+    ) -> None:
+        super().__init__()
+        if place not in _PLACES:
+            raise UserError(f"views.looks: place '{place}'; accepted: {', '.join(_PLACES)}")
+        self.share, self.square = _checked_share(share), square
+        self.down, self.right = _PLACES[place]
+
+    def extra_repr(self) -> str:
+        """Return what tells this part from others."""
+        return f"share={self.share}, down={self.down}, right={self.right}, square={self.square}"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the part, one pixel at least."""
+        height, width = images.size(2), images.size(3)
+        rows, columns = int(self.share * height), int(self.share * width)
+        if self.square:
+            rows = columns = int(self.share * min(height, width))
+        rows, columns = max(rows, 1), max(columns, 1)
+        top = int(round((height - rows) * self.down))  # noqa: RUF046 - TorchScript's round gives a float
+        left = int(round((width - columns) * self.right))  # noqa: RUF046
+        return images[:, :, top : top + rows, left : left + columns]
+
+
+class Padded(nn.Module):
+    """The picture in the middle of a square of `level`, of which the middle `share` is seen: (B,3,S,S).
+
+    An odd rest goes below and to the right. A picture whose longer side is above `most_px` is reduced to that
+    first, for a strip's square would take all memory.
+    """
+
+    def __init__(self, share: float = 1.0, level: int = 0, most_px: int = 8192) -> None:
+        super().__init__()
+        self.share, self.level, self.most_px = _checked_share(share), level, most_px
+
+    def extra_repr(self) -> str:
+        """Return what tells this square from others."""
+        return f"share={self.share}, level={self.level}, most_px={self.most_px}"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the seen part of the square."""
+        images = self.bounded(images)
+        height, width = images.size(2), images.size(3)
+        side = max(height, width)
+        above, before = (side - height) // 2, (side - width) // 2
+        around = [before, side - width - before, above, side - height - above]
+        square = functional.pad(images, around, value=float(self.level))
+        seen = max(int(self.share * side), 1)
+        first = int(round((side - seen) / 2.0))  # noqa: RUF046
+        return square[:, :, first : first + seen, first : first + seen]
+
+    def bounded(self, images: Tensor) -> Tensor:
+        """Return the picture with no side above `most_px`."""
+        height, width = images.size(2), images.size(3)
+        side = max(height, width)
+        if side <= self.most_px:
+            return images
+        size = [max(height * self.most_px // side, 1), max(width * self.most_px // side, 1)]
+        smaller = functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
+        return smaller.round().to(images.dtype)
+
+
+@dataclass(frozen=True)
+class View:
+    """`look` (B,3,H,W) to (B,3,h,w), brought to the network by `preprocess`, and there `mirrored` or not."""
+
+    look: nn.Module
+    preprocess: Preprocess
+    mirrored: bool = False
+
+
+class Views:
+    """Each of `looks` at each of `scales`, with `flip` mirrored as well. Config group `views`.
+
+    `looks` by name, all of the picture where none is named; one that is null is left out. A part of a picture
+    is seen without the margin that `crop_fraction` cuts. `scales` multiply the height and width of the
+    network's input, which come in multiples of `multiple_px` and are `min_px` at least. `summed`: the unit
+    vectors, or the raw ones of the neck; the sum is brought to unit length.
+    """
+
+    def __init__(
+        self,
+        looks: dict[str, Any] | None = None,
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = False,
+        summed: Literal["unit", "raw"] = "unit",
+        multiple_px: int = 1,
+        min_px: int = 1,
+    ) -> None:
+        if summed not in ("unit", "raw"):
+            raise UserError(f"views.summed: '{summed}'; accepted: unit, raw")
+        if not scales or min(scales) <= 0:
+            raise UserError(f"views.scales: {list(scales)}; accepted: one or more, each above 0")
+        for name, value in (("multiple_px", multiple_px), ("min_px", min_px)):
+            if value < 1:
+                raise UserError(f"views.{name}: {value}; accepted: 1 or more")
+        named = {name: look for name, look in (looks or {}).items() if look is not None}
+        self.looks = named or {"whole": Whole()}
+        self.scales, self.flip, self.summed = tuple(map(float, scales)), flip, summed
+        self.multiple_px, self.min_px = multiple_px, min_px
+
+    @property
+    def key(self) -> str:
+        """Return what tells these views from others: vectors under another key live in another space."""
+        looks = [repr(look) for look in self.looks.values()]
+        return f"{looks} {self.scales} {self.flip} {self.summed} {self.multiple_px} {self.min_px}"
+
+    def of(self, preprocess: Preprocess) -> list[View]:
+        """Return the views of a network that states `preprocess`; a mirrored one follows its plain one."""
+        return [
+            View(look, self._scaled(look, preprocess, scale), mirrored)
+            for look in self.looks.values()
+            for scale in self.scales
+            for mirrored in ((False, True) if self.flip else (False,))
+        ]
+
+    def _scaled(self, look: nn.Module, preprocess: Preprocess, scale: float) -> Preprocess:
+        height, width = (self._side(side * scale) for side in preprocess.size_px)
+        fraction = preprocess.crop_fraction if isinstance(look, Whole) else 1.0
+        return replace(preprocess, size_px=(height, width), crop_fraction=fraction)
+
+    def _side(self, side: float) -> int:
+        return max(self.min_px, self.multiple_px, round(side / self.multiple_px) * self.multiple_px)
+
+
+def combined(vectors: Iterable[Tensor]) -> Tensor:
+    """Return the sum of the views' (B,D), each row of unit length."""
+    return functional.normalize(torch.stack(list(vectors)).sum(0), dim=1)
+
+
+def _checked_share(share: float) -> float:
+    if not 0 < share <= 1:
+        raise UserError(f"views.looks: share {share}; accepted: above 0, up to 1")
+    return float(share)
