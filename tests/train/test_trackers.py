@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from tiny import settings, task, train
 from guie.build import build, resolve
 from guie.config.compose import composed
 from guie.errors import UserError
-from guie.train.hooks import TensorBoard
+from guie.train.hooks import Hook, JsonLines, TensorBoard
 from guie.train.trackers import MLflow, Wandb, check, metric_name
 
 CONFIG = {"seed": 0, "optim": {"lr": 0.1}, "dataset": {"toy": {"views": 4}}, "stages": None}
@@ -103,6 +104,57 @@ def test_a_run_that_an_exception_ends_is_finished_as_failed(tmp_path, wandb, mlf
     with pytest.raises(RuntimeError, match="no more pictures"):
         train(made, settings(), hooks=[kind(folder=str(tmp_path), config=CONFIG)])
     assert calls[-1][2] == end
+
+
+class Failing(Hook):
+    """A tracker that does not answer from its second record on; it counts what it is told."""
+
+    package = "mlflow"
+
+    def __init__(self, close=False):
+        self.told, self.closed, self._close = 0, 0, close
+
+    def record(self, values):
+        self.told += 1
+        if self.told > 1:
+            raise ConnectionError("no answer\nfrom host")
+
+    def close(self):
+        self.closed += 1
+        if self._close:
+            raise ConnectionError("no answer")
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_a_tracker_that_fails_is_warned_of_once_and_training_goes_on_without_it(tmp_path, caplog, close):
+    failing, lines = Failing(close), JsonLines(tmp_path / "metrics.jsonl")
+    summary = train(task(), settings(), hooks=[failing, lines])
+    assert summary.step == summary.steps == len((tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (failing.told, failing.closed) == (2, 1)
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said == ["tracker: mlflow failed (no answer from host); training goes on without it"]
+
+
+def test_a_hook_that_cannot_start_lets_those_before_it_close(tmp_path):
+    class Refusing(Hook):
+        def start(self, step, steps):
+            raise UserError("tracker: wandb cannot begin")
+
+    started = Failing()
+    with pytest.raises(UserError, match="wandb cannot begin"):
+        train(task(), settings(), hooks=[started, Refusing()])
+    assert (started.told, started.closed) == (0, 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_under_metrics_jsonl_ends_the_run_with_the_cure():
+    other = Failing()
+    message = (
+        r"/dev/full: step 1 could not be written \(No space left on device\); accepted: room on that disk"
+    )
+    with pytest.raises(UserError, match=message):
+        train(task(), settings(), hooks=[JsonLines(Path("/dev/full")), other])
+    assert (other.told, other.closed) == (0, 1)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(Wandb, "wandb"), (MLflow, "mlflow")])

@@ -6,13 +6,23 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from guie.errors import UserError
+
+log = logging.getLogger("guie")
+
 
 class Hook:
-    """Told of every step, of each measurement, and of the end. All methods may stay as they are."""
+    """Told of every step, of each measurement, and of the end. All methods may stay as they are.
+
+    An error of one that is not `vital` is a warning, and training goes on without it.
+    """
+
+    vital = False
 
     def start(self, step: int, steps: int) -> None:
         """Training begins at `step` of `steps`."""
@@ -27,21 +37,76 @@ class Hook:
         """Training ended, well or not."""
 
 
+class Hooks(Hook):
+    """Several hooks as one; one that may fail is told no more after its first error but to close."""
+
+    def __init__(self, hooks: Iterable[Hook]) -> None:
+        self._hooks = list(hooks)
+        self._failed: list[Hook] = []
+
+    def start(self, step: int, steps: int) -> None:
+        """Start each; an error of any ends the run, which has not begun."""
+        for hook in self._hooks:
+            hook.start(step, steps)
+
+    def tick(self, step: int) -> None:
+        """Tell each that has not failed."""
+        self._tell(lambda hook: hook.tick(step))
+
+    def record(self, values: Mapping[str, float]) -> None:
+        """Tell each that has not failed."""
+        self._tell(lambda hook: hook.record(values))
+
+    def close(self) -> None:
+        """Close each, also where another one fails or failed."""
+        for hook in self._hooks:
+            self._spare(hook, lambda hook: hook.close())
+
+    def _tell(self, what: Callable[[Hook], None]) -> None:
+        for hook in self._hooks:
+            if hook not in self._failed:
+                self._spare(hook, what)
+
+    def _spare(self, hook: Hook, what: Callable[[Hook], None]) -> None:
+        try:
+            what(hook)
+        except Exception as error:
+            if hook.vital:
+                raise
+            if hook not in self._failed:
+                self._failed.append(hook)
+                name, reason = getattr(hook, "package", type(hook).__name__), " ".join(str(error).split())
+                log.warning("tracker: %s failed (%s); training goes on without it", name, reason)
+
+
 class JsonLines(Hook):
     """Append each record to `metrics.jsonl`; a record is one line, written through at once."""
 
+    vital = True
+
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def record(self, values: Mapping[str, float]) -> None:
-        """Write `values` as one line of strict JSON (what is not finite becomes null)."""
+        """Write `values` as one line of strict JSON (what is not finite becomes null).
+
+        Raises UserError where the disk is full or refuses.
+        """
         line = {key: value if _is_finite(value) else None for key, value in values.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: step {line['step']} could not be written ({error.strerror or error}); "
+                "accepted: room on that disk, then resume=auto"
+            ) from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; a line that could not be written has been told of."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def _is_finite(value: Any) -> bool:

@@ -7,12 +7,11 @@ the generators seeded here. So a run that was killed continues from an integer a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 
 from guie.errors import UserError
 from guie.train.distributed import Hardware, World
 from guie.train.engine import Engine
-from guie.train.hooks import Hook
+from guie.train.hooks import Hook, Hooks
 from guie.train.memory import memory_errors
 from guie.train.model import load_weights as load_weights
 from guie.train.settings import Settings
@@ -26,18 +25,16 @@ def fit(task: Task, settings: Settings, hardware: Hardware, world: World, run: R
     Raises UserError for a loss that is not finite (before any checkpoint would hold it).
     """
     engine = Engine(task, settings.check(), hardware, world, run)
-    hooks = list(run.hooks) if world.is_main else []
-    for hook in hooks:
-        hook.start(engine.step, engine.steps)
+    hooks = Hooks(run.hooks if world.is_main else ())
     try:
+        hooks.start(engine.step, engine.steps)
         with stop_requests() as requests:
             return _steps(engine, hooks, requests)
     finally:
-        for hook in hooks:
-            hook.close()
+        hooks.close()
 
 
-def _steps(engine: Engine, hooks: Sequence[Hook], requests: StopRequests) -> Summary:
+def _steps(engine: Engine, hooks: Hook, requests: StopRequests) -> Summary:
     if engine.owes_evaluation():
         _milestone(engine, hooks, stopping=False)
     clock = _Clock()
@@ -49,10 +46,9 @@ def _steps(engine: Engine, hooks: Sequence[Hook], requests: StopRequests) -> Sum
         stop = engine.world.any(requests.signal)
         if engine.checks_now() or stop:
             engine.require_finite()
-        for hook in hooks:
-            hook.tick(engine.step)
+        hooks.tick(engine.step)
         if engine.logs_now():
-            _tell(hooks, {**engine.measured(), "images_per_s": clock.rate()})
+            hooks.record({**engine.measured(), "images_per_s": clock.rate()})
         _milestone(engine, hooks, stopping=bool(stop))
         if stop:
             break
@@ -62,7 +58,7 @@ def _steps(engine: Engine, hooks: Sequence[Hook], requests: StopRequests) -> Sum
     return Summary(engine.step, engine.steps, engine.best, stop)
 
 
-def _milestone(engine: Engine, hooks: Sequence[Hook], stopping: bool) -> None:
+def _milestone(engine: Engine, hooks: Hook, stopping: bool) -> None:
     """Evaluate and save where the settings say so; being asked to stop saves at once and evaluates later."""
     evaluates, saves = engine.due()
     if not stopping:
@@ -70,15 +66,10 @@ def _milestone(engine: Engine, hooks: Sequence[Hook], stopping: bool) -> None:
     best = None
     if evaluates and not stopping:
         found = engine.evaluate()
-        _tell(hooks, {"step": engine.step, "epoch": engine.epoch, **found})
+        hooks.record({"step": engine.step, "epoch": engine.epoch, **found})
         best = engine.judge(found)
     if saves or evaluates or stopping:
         engine.save(best)
-
-
-def _tell(hooks: Sequence[Hook], record: Mapping[str, float]) -> None:
-    for hook in hooks:
-        hook.record(record)
 
 
 class _Clock:
