@@ -60,6 +60,10 @@ class Pipeline:
                     asked.append((name, step, stage))
         return PipelineIndex(asked, index or self.search.index(gallery), len(gallery.vectors))
 
+    def over_vectors(self) -> dict[str, Step]:
+        """Return the steps that act on vectors: all but the re-rankings."""
+        return {name: step for name, step in self.steps.items() if step.kind != "rerank"}
+
     def upto(self) -> Iterator[tuple[str, Pipeline]]:
         """Yield ("", the search alone), then each step's name with the pipeline that ends there."""
         names = list(self.steps)
@@ -69,7 +73,7 @@ class Pipeline:
 
     def space_id(self, before: str) -> str:
         """Return the name of the space that vectors of space `before` are taken to by the steps over them."""
-        steps = {name: step for name, step in self.steps.items() if step.kind != "rerank"}
+        steps = self.over_vectors()
         if not steps:
             return before
         digest = hashlib.sha256(before.encode())

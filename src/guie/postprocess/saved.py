@@ -20,7 +20,7 @@ PLAIN, ARRAYS = "postprocess.json", "postprocess.safetensors"
 
 
 def save(pipeline: Pipeline, folder: str | Path, *, space_id: str) -> Path:
-    """Write the steps and what was fitted in the space `space_id`; return `folder`.
+    """Write the steps over vectors and what was fitted in the space `space_id`; return `folder`.
 
     The settings are written last: a folder that has them is complete.
     """
@@ -29,7 +29,7 @@ def save(pipeline: Pipeline, folder: str | Path, *, space_id: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PLAIN).unlink(missing_ok=True)
-    steps = pipeline.steps.items()
+    steps = pipeline.over_vectors().items()
     arrays = {f"{name}/{key}": value for name, step in steps for key, value in step.state().items()}
     plain = {"format": FORMAT, "fitted_in": space_id, "steps": {name: node_of(step) for name, step in steps}}
     replace_file(folder / ARRAYS, to_bytes(arrays))
@@ -86,10 +86,11 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _check_same(pipeline: Pipeline, saved: dict[str, dict[str, Any]], folder: Path) -> None:
-    if list(saved) != list(pipeline.steps):
-        given, kept = ", ".join(pipeline.steps) or "no step", ", ".join(saved) or "no step"
+    steps = pipeline.over_vectors()
+    if list(saved) != list(steps):
+        given, kept = ", ".join(steps) or "no step", ", ".join(saved) or "no step"
         raise UserError(f"postprocess: {given}; accepted: {kept}, as {folder} has")
-    for name, step in pipeline.steps.items():
+    for name, step in steps.items():
         node = node_of(step)
         for key in node | saved[name]:
             now, then = node.get(key), saved[name].get(key)
