@@ -152,9 +152,9 @@ def test_pictures_that_cannot_be_read_are_named_once(pictures, tmp_path, caplog)
 
 def test_embeddings_without_pictures_are_refused(tmp_path):
     bare = Side(np.ones((2, 3), np.float32))
-    with pytest.raises(UserError, match=r"no pictures, embeddings alone; accepted: a data set"):
+    with pytest.raises(UserError, match=r"pictures: none, embeddings alone; accepted: a data set"):
         made(tmp_path).inliers(np.zeros((2, 1), np.int32), bare, bare)
-    with pytest.raises(UserError, match=r"local_features.top: 0; accepted: 1 or more"):
+    with pytest.raises(UserError, match=r"^top: 0; accepted: 1 or more"):
         LocalFeatures(top=0)
 
 

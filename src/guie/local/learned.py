@@ -101,7 +101,7 @@ def kornia() -> Any:
         import kornia
         import kornia.feature
     except ImportError as error:
-        raise UserError("local_features: Learned needs kornia: pip install 'guie[local]'") from error
+        raise UserError("matcher: Learned needs kornia: pip install 'guie[local]'") from error
     return kornia
 
 

@@ -55,7 +55,7 @@ class LocalFeatures(Step):
         self.path, self.workers = path, workers
         for name in ("top", "cap"):
             if getattr(self, name) < 1:
-                raise UserError(f"local_features.{name}: {getattr(self, name)}; accepted: 1 or more")
+                raise UserError(f"{name}: {getattr(self, name)}; accepted: 1 or more")
 
     @property
     def depth(self) -> int:
