@@ -155,7 +155,7 @@ class _Shared:
 
     def __init__(self, encoded: csr_matrix, gallery: int) -> None:
         self.rows = encoded
-        self.columns = encoded[:gallery].tocsc()
+        self.columns = encoded[:gallery].T.tocsr()
         self.gallery = gallery
 
     def distances(self, node: int, ranked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -163,11 +163,10 @@ class _Shared:
 
         The node itself is not among them.
         """
-        start, stop = self.rows.indptr[node : node + 2]
-        overlap = np.zeros(self.gallery)
-        for column, weight in zip(self.rows.indices[start:stop], self.rows.data[start:stop], strict=True):
-            inside = slice(*self.columns.indptr[column : column + 2])
-            overlap[self.columns.indices[inside]] += np.minimum(weight, self.columns.data[inside])
+        own = self.rows[node]
+        others = self.columns[own.indices]
+        smaller = np.minimum(np.repeat(own.data, np.diff(others.indptr)), others.data)
+        overlap = np.bincount(others.indices, smaller, minlength=self.gallery)
         wanted = overlap > 0
         wanted[ranked[ranked >= 0]] = True
         wanted[node : node + 1] = False
