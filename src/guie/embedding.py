@@ -1,0 +1,272 @@
+"""Pictures to vectors in files: what guie-embed does.
+
+Each data set gets a folder below OUT, which appears whole; meanwhile `OUT/.work` holds shards. What is done
+is passed over, what is there from another job is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from guie import assembly, checkpoint, embeddings, evaluating, runfolder
+from guie.build import build
+from guie.data.bad_images import BadImages
+from guie.datasets.manifest import SPLITS, Manifest
+from guie.durable import sync
+from guie.embed import concatenation, formats
+from guie.embed.reading import Job, Reader, looks
+from guie.embed.space import digest, space_id
+from guie.embed.vectors import vectors_file
+from guie.errors import UserError
+from guie.train.distributed import World, precision
+
+log = logging.getLogger("guie")
+
+PRECISIONS = ("auto", "native", "fp32", "bf16", "fp16")
+LIST = "bad_images.csv"
+
+
+@dataclass
+class Task:
+    """One data set: its rows, what is to be done with them, where; `files` and `spaces` by model."""
+
+    rows: Manifest
+    job: dict[str, Any]
+    ids: np.ndarray
+    folder: Path
+    work: Path
+    files: dict[str, Path] = field(default_factory=dict)
+    spaces: dict[str, str] = field(default_factory=dict)
+
+
+def embed_configured(cfg: Mapping[str, Any], here: World, notice: Any) -> None:
+    """Embed `dataset` by `ckpt` through `views`, write `formats`; say where."""
+    if cfg["precision"] not in PRECISIONS:
+        raise UserError(f"precision: '{cfg['precision']}'; accepted: {', '.join(PRECISIONS)}")
+    models = here.on_main(partial(chosen_models, cfg))
+    weights = concatenation.check_weights(cfg["weights"], list(models))
+    views = build(cfg["views"], where="views") if cfg["views"] else None
+    dtype = precision(cfg["precision"], here.device)
+    reader = Reader(cfg["batch_size"], cfg["threads"], here.device, dtype, views)
+    sets = here.on_main_first(partial(chosen_rows, cfg))
+    out = Path(cfg["out"]).expanduser()
+    with held(out, here):
+        told = models_told(cfg, models) | {"views": views.key if views else None}
+        found = {name: planned(cfg, told, name, rows, out) for name, rows in sets.items()}
+        open_tasks = here.on_main(partial(not_done, found, cfg["overwrite"]))
+        tasks = {name: found[name] for name in open_tasks}
+        if tasks:
+            compute(cfg, models, tasks, reader, here, notice)
+        here.on_main(partial(write_all, cfg, tasks, weights))
+        here.on_main(partial(shutil.rmtree, out / ".work"))
+    if here.is_main:
+        print("\n".join(map(described, found.values())))
+
+
+def chosen_models(cfg: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the run or checkpoint of each model by name, '' where there is one alone; None: no training."""
+    ckpt = cfg["ckpt"]
+    if ckpt == "none":
+        return {"": None}
+    if not isinstance(ckpt, Mapping):
+        return {"": str(Path(ckpt).expanduser() if ckpt else evaluating.newest_run(Path("runs")))}
+    if not ckpt:
+        raise UserError("ckpt: {}; accepted: a run, or several by name as in ckpt={a:runs/a,b:runs/b}")
+    for name, path in ckpt.items():
+        if not isinstance(path, str):
+            raise UserError(f"ckpt.{name}: {path!r}; accepted: a run or checkpoint")
+    return {str(name): str(Path(path).expanduser()) for name, path in ckpt.items()}
+
+
+def chosen_rows(cfg: Mapping[str, Any]) -> dict[str, Manifest]:
+    """Return the rows of each data set, those of `split` where that is given."""
+    found = assembly.manifests(cfg["dataset"], cfg["data_root"])
+    splits = [cfg["split"]] if isinstance(cfg["split"], str) else list(cfg["split"] or [])
+    for split in splits:
+        if split not in SPLITS:
+            raise UserError(f"split: '{split}'; accepted: {', '.join(SPLITS)}")
+    rows = {name: manifest.split(*splits) if splits else manifest for name, manifest in found.items()}
+    for name, manifest in rows.items():
+        if not len(manifest):
+            raise UserError(f"split: {', '.join(splits)}: no rows in {name}; accepted: a split that it has")
+    return rows
+
+
+@contextmanager
+def held(out: Path, here: World) -> Iterator[None]:
+    """Hold `out` for this run, whose log goes to log.txt there."""
+    lock = FileLock(out / ".work" / "lock", timeout=0)
+
+    def take() -> None:
+        if out.exists() and not out.is_dir():
+            raise UserError(f"out: {out} is a file; accepted: a folder")
+        try:
+            (out / ".work").mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"out: {out} is in use by another process; accepted: another folder") from None
+        except OSError as error:
+            raise UserError(f"out: {out}: {error.strerror}; accepted: a folder to write in") from None
+
+    here.on_main(take)
+    try:
+        if here.is_main:
+            with runfolder.log_file(out):
+                yield
+        else:
+            yield
+    finally:
+        lock.release()
+
+
+def planned(cfg: Mapping[str, Any], told: Mapping[str, Any], name: str, rows: Manifest, out: Path) -> Task:
+    """Return what is to be done for a data set; UserError where its ids do not fit the formats.
+
+    `told` says what the models and views are.
+    """
+    kinds = formats.check_names(cfg["formats"], cfg["ids"])
+    ids = formats.picture_ids(map(rows.place, range(len(rows))), cfg["ids"])
+    formats.check(kinds, ids, rows.splits)
+    written = {key: cfg[key] for key in ("weights", "split", "ids", "precision")}
+    job = {**told, **written, "formats": list(kinds), "rows": rows.fingerprint()}
+    return Task(rows, job, ids, out / name, out / ".work" / name)
+
+
+def models_told(cfg: Mapping[str, Any], models: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return what tells the models from others, without loading them."""
+    if None in models.values():
+        return {"model": {key: cfg[key] for key in ("backbone", "pool", "seed")}}
+    metas = {name: checkpoint.read(Path(str(path)), "last", parts=()).meta for name, path in models.items()}
+    return {"model": {name: meta["space_id"] for name, meta in metas.items()}}
+
+
+def not_done(tasks: Mapping[str, Task], overwrite: bool) -> list[str]:
+    """Return the data sets that are not there yet; UserError for a folder that holds something else."""
+    wanted = []
+    for name, task in tasks.items():
+        if not task.folder.exists() or not any(task.folder.iterdir()):
+            wanted.append(name)
+            continue
+        if not (task.folder / "meta.json").exists():
+            raise UserError(
+                f"out: {task.folder} does not hold embeddings; accepted: a folder that is new or empty"
+            )
+        if overwrite:
+            wanted.append(name)
+        else:
+            refuse_other(task)
+            log.info("%s: done before", task.folder)
+    return wanted
+
+
+def refuse_other(task: Task) -> None:
+    """Raise UserError where a data set's folder holds what another job made, naming what differs."""
+    old = embeddings.read_meta(task.folder).get("job", {})
+    changed = runfolder.changed_keys(old, task.job)
+    if changed:
+        was, now = (runfolder.flat(job).get(changed[0]) for job in (old, task.job))
+        raise UserError(
+            f"out: {task.folder} holds embeddings of another job ({changed[0]}: was {was!r}, now {now!r}); "
+            "accepted: a new folder, or overwrite=true"
+        )
+
+
+def compute(
+    cfg: Mapping[str, Any],
+    models: Mapping[str, str | None],
+    tasks: Mapping[str, Task],
+    reader: Reader,
+    here: World,
+    notice: Any,
+) -> None:
+    """Embed every data set by every model, one model in memory at a time; the tasks get files and spaces."""
+    width = 0
+    for model, path in models.items():
+        embedder = here.on_main_first(partial(loaded, cfg, path)).to(here.device)
+        width += embedder.embed_dim
+        formats.check_width(formats.check_names(cfg["formats"], cfg["ids"]), width)
+        space = space_id(embedder, views=reader.views)
+        for name, task in tasks.items():
+            said = f"embedding {name}" + (f" by {model}" if model else "")
+            task.files[model] = embedded(cfg, embedder, task, reader, here, space, partial(notice, said))
+            task.spaces[model] = space
+
+
+def loaded(cfg: Mapping[str, Any], path: str | None) -> Any:
+    """Return the embedder of a run or checkpoint, or the backbone alone."""
+    return evaluating.backbone_alone(cfg) if path is None else assembly.trained_embedder(path)[0]
+
+
+def embedded(
+    cfg: Mapping[str, Any],
+    embedder: Any,
+    task: Task,
+    reader: Reader,
+    here: World,
+    space: str,
+    progress: Any,
+) -> Path:
+    """Return the file of one model's vectors of one data set."""
+    task.work.mkdir(parents=True, exist_ok=True)
+    bad = BadImages(task.rows, task.work / LIST, cfg["bad_images"], cfg["max_bad_share"])
+    job = Job(task.rows, looks(task.rows, embedder, reader.views), reader, bad, progress)
+    return vectors_file(embedder, job, task.work, here, space)
+
+
+def write_all(cfg: Mapping[str, Any], tasks: Mapping[str, Task], weights: Mapping[str, float]) -> None:
+    """Write the folder of each data set."""
+    for task in tasks.values():
+        write(task, formats.check_names(cfg["formats"], cfg["ids"]), weights)
+        log.info("%s", described(task))
+
+
+def write(task: Task, kinds: tuple[str, ...], weights: Mapping[str, float]) -> None:
+    """Write a data set's folder: what `embeddings.load` reads, the formats, the list of bad pictures."""
+    parts = {model: np.load(path, mmap_mode="r") for model, path in task.files.items()}
+    rows = concatenation.good_rows(parts)
+    vectors = next(iter(parts.values()))
+    if len(parts) > 1 or len(rows) < len(vectors):
+        concatenation.write(task.work / "vectors.npy", parts, weights, rows)
+        vectors = np.load(task.work / "vectors.npy", mmap_mode="r")
+    made = embeddings.from_manifest(vectors, task.rows, rows=rows, space_id=space_of(task.spaces, weights))
+    staged = embeddings.save(made, task.work / "made", job=task.job)
+    formats.write(kinds, staged, vectors, task.ids[rows], made.splits)
+    if (task.work / LIST).exists():
+        shutil.copy(task.work / LIST, staged / LIST)
+    publish(staged, task.folder)
+
+
+def space_of(spaces: Mapping[str, str], weights: Mapping[str, float]) -> str:
+    """Return the space of one model, or of several side by side with these weights."""
+    if len(spaces) == 1:
+        return next(iter(spaces.values()))
+    return digest("side by side", *(f"{space} {weights[name]}" for name, space in spaces.items()))
+
+
+def publish(staged: Path, folder: Path) -> None:
+    """Give `staged` its name in the place of an older folder."""
+    for path in staged.iterdir():
+        sync(path)
+    sync(staged)
+    old = staged.with_name("replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    staged.rename(folder)
+    sync(folder.parent)
+
+
+def described(task: Task) -> str:
+    """Return one line on what a data set's folder holds."""
+    meta = embeddings.read_meta(task.folder)
+    return f"{task.folder}: {meta['rows']:,} vectors of {meta['dim']} numbers, space {meta['space_id']}"
