@@ -171,6 +171,7 @@ def class_names(rows: Manifest, num_classes: int) -> list[str]:
 def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
     """Return the embedder of a run folder (its last checkpoint) or checkpoint, and what was saved with it.
 
+    `ckpt` among that is the checkpoint's folder.
     Raises UserError where it is damaged, or its config does not describe its weights.
     """
     from guie import checkpoint
@@ -190,7 +191,7 @@ def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
     }
     made.use_preprocess(Preprocess(**stated))
     load_weights(made, state.weights, "embedder")
-    return made.eval(), state.meta
+    return made.eval(), {**state.meta, "ckpt": str(folder)}
 
 
 def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from guie.errors import UserError
 # What may differ between a run and its continuation: how long and where it runs, not what it computes.
 LIMITS = ("trainer.max_steps", "trainer.epochs")
 MAY_DIFFER = {*LIMITS, "run_dir", "resume", "data_root", "hw.workers", "hw.threads", "hw.shard"}
+TEACHER = "teacher.path"  # where it lies, below any head; that it is the same one is known by its space id
 
 RunState = Literal["running", "interrupted", "finished"]
 
@@ -174,7 +175,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> list[str]:
     """Return the keys that differ; raises UserError naming those that may not."""
     changed = changed_keys(old, new)
-    refused = [key for key in changed if key not in MAY_DIFFER]
+    refused = [key for key in changed if key not in MAY_DIFFER and not key.endswith(f".{TEACHER}")]
     if refused:
         before, after = flat(old), flat(new)
         shown = "; ".join(f"{k}: was {before.get(k)!r}, now {after.get(k)!r}" for k in refused[:5])

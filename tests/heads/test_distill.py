@@ -18,6 +18,7 @@ from guie.heads.teacher import Teacher, on_grid
 from guie.models.embedder import Embedder
 from guie.models.necks import Linear
 from guie.models.pooling import Average
+from guie.train.model import load_weights
 from guie.types import Preprocess
 
 MEAN, STD = (0.2, 0.4, 0.6), (0.5, 0.25, 0.2)
@@ -225,7 +226,7 @@ def trained_run(tmp_path_factory):
     """Return the folder of a checkpoint of an untrained small network, and that network."""
     cfg = composed("train", ["backbone=small", "backbone.image_px=32"])
     embedder = assembly.embedder(cfg).eval()
-    meta = {"config": cfg, "preprocess": asdict(embedder.preprocess)}
+    meta = {"config": cfg, "preprocess": asdict(embedder.preprocess), "space_id": "0123456789abcdef"}
     folder = tmp_path_factory.mktemp("run")
     checkpoint.save(folder, checkpoint.State(1, {"embedder": dict(embedder.state_dict())}, {}, meta))
     return folder, embedder
@@ -266,6 +267,20 @@ def test_a_trained_run_teaches_what_it_embeds(trained_run):
     torch.testing.assert_close(teacher.vectors(batch), embedder(batch.images).raw.detach())
     assert teacher.vector_dim == embedder.embed_dim
     assert teacher.patches(batch).shape[:2] == (2, embedder.backbone.out_dim)
+
+
+def test_a_head_remembers_its_teacher_and_takes_no_state_of_another_s(trained_run):
+    found, meta = assembly.trained_embedder(trained_run[0])
+    head, same = (SimilarityDistillation((found, meta)) for _ in range(2))
+    load_weights(same, head.state_dict(), "head")
+    assert list(head.state_dict()) == ["taught._extra_state"] and not list(head.parameters())
+    other = SimilarityDistillation((found, {**meta, "space_id": "f" * 16}))
+    place = rf"head\.teacher\.path: {trained_run[0]}/step_000001"
+    said = rf"{place} has space id f{{16}}, this run was taught by 0123456789abcdef; "
+    with pytest.raises(
+        UserError, match=said + r"accepted: the checkpoint of that space id \(step_\*\), or a new"
+    ):
+        load_weights(other, head.state_dict(), "head")
 
 
 def test_a_teacher_that_keeps_a_prefix_or_reads_side_inputs_teaches_what_it_embeds():

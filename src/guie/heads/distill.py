@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from guie.errors import UserError
 from guie.heads.pairs import gathered
-from guie.heads.teacher import Precision, Teacher, on_grid
+from guie.heads.teacher import Precision, Taught, Teacher, on_grid
 from guie.types import Batch, Loss, Output
 
 
@@ -42,7 +42,7 @@ class EmbeddingDistillation(nn.Module):
             raise UserError(f"head.of: {of!r} received; accepted: z, raw, feature")
         if distance not in ("cosine", "l2", "smooth_l1"):
             raise UserError(f"head.distance: {distance!r} received; accepted: cosine, l2, smooth_l1")
-        self._beside = _beside(teacher, precision)
+        self._beside, self.taught = _beside(teacher, precision)
         self.of, self.distance, self.beta = of, distance, _checked_beta(beta)
         own, theirs = feature_dim if of == "feature" else embed_dim, self._beside[0].vector_dim
         self.project = nn.Identity() if own == theirs else nn.Linear(own, theirs)
@@ -76,7 +76,7 @@ class SimilarityDistillation(nn.Module):
 
     def __init__(self, teacher: Any, precision: Literal["auto", "fp32", "bf16"] = "auto") -> None:
         super().__init__()
-        self._beside = _beside(teacher, precision)
+        self._beside, self.taught = _beside(teacher, precision)
 
     def forward(self, output: Output, batch: Batch) -> Loss:
         """Return the loss on `Output.z`; logs `loss`."""
@@ -105,7 +105,7 @@ class FeatureDistillation(nn.Module):
         feature_dim: int,
     ) -> None:
         super().__init__()
-        self._beside = _beside(teacher, precision)
+        self._beside, self.taught = _beside(teacher, precision)
         self.beta = _checked_beta(beta)
         self.mix = nn.Conv2d(feature_dim, feature_dim, 3, padding=1, groups=feature_dim)
         self.project = nn.Conv2d(feature_dim, self._beside[0].token_dim, 1)
@@ -125,9 +125,9 @@ class FeatureDistillation(nn.Module):
         return Loss(total, {"loss": total.detach()})
 
 
-def _beside(teacher: Any, precision: Precision) -> tuple[Teacher]:
-    """Return the teacher where torch does not find it: a tuple's members are no submodules."""
-    return (Teacher(teacher, precision),)
+def _beside(teacher: Any, precision: Precision) -> tuple[tuple[Teacher], Taught | None]:
+    """Return the teacher where torch does not find it (a tuple's members are no submodules); who a run is."""
+    return (Teacher(teacher, precision),), Taught(teacher[1]) if isinstance(teacher, tuple) else None
 
 
 def _in_dtype_of(module: nn.Module, x: Tensor) -> Tensor:

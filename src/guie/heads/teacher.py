@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -99,6 +99,30 @@ class Teacher(nn.Module):
     def _normalised(self, images: Tensor) -> Tensor:
         scale = self.get_buffer("scale")
         return torch.addcmul(self.get_buffer("shift"), images.to(scale.dtype), scale)
+
+
+class Taught(nn.Module):
+    """The space id of the run that teaches, kept with the head: a run goes on with the teacher it began with.
+
+    `meta` is what was saved with the teacher: its `space_id`, and its checkpoint's folder as `ckpt`.
+    """
+
+    def __init__(self, meta: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.space_id, self.ckpt = str(meta["space_id"]), meta["ckpt"]
+
+    def get_extra_state(self) -> Tensor:
+        """Return the letters of the space id, uint8."""
+        return torch.tensor(list(self.space_id.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raise UserError where `state` is the space id of another teacher."""
+        former = bytes(state.tolist()).decode()
+        if former != self.space_id:
+            raise UserError(
+                f"head.teacher.path: {self.ckpt} has space id {self.space_id}, this run was taught by "
+                f"{former}; accepted: the checkpoint of that space id (step_*), or a new run_dir"
+            )
 
 
 def on_grid(tokens: Tensor, size_px: tuple[int, ...]) -> Tensor:

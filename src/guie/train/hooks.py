@@ -86,7 +86,11 @@ class JsonLines(Hook):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file: Any = None
+
+    def start(self, step: int, steps: int) -> None:
+        """Open the file."""
+        self._file = self._path.open("a", encoding="utf-8")
 
     def record(self, values: Mapping[str, float]) -> None:
         """Write `values` as one line of strict JSON (what is not finite becomes null).
@@ -105,8 +109,9 @@ class JsonLines(Hook):
 
     def close(self) -> None:
         """Close the file; a line that could not be written has been told of."""
-        with suppress(OSError):
-            self._file.close()
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
 
 
 def _is_finite(value: Any) -> bool:
