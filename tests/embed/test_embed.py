@@ -1,18 +1,16 @@
 import io
 import os
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ranks import fork, wait
 
 from guie.data.bad_images import BadImages
 from guie.data.mixup import Mixup
 from guie.data.sampling import Shuffled
-from guie.datasets.manifest import from_columns
 from guie.embed.batches import CachedBatches
 from guie.embed.features import DrawnViews, augmented_views, cache_features
 from guie.embed.reading import Reader
@@ -25,28 +23,8 @@ from guie.models.necks import Linear
 from guie.models.pooling import MAC, RMAC, Average, GeM
 from guie.resize import load
 
-sys.path.insert(0, str(Path(__file__).parent / "train"))
-from ranks import fork, wait
-from tiny import TinyEmbedder
-
 READER = Reader(batch_size=4, threads=2)
 N = 11
-
-
-@pytest.fixture
-def manifest(tmp_path):
-    draw = np.random.default_rng(0)
-    for i in range(N):
-        pixels = draw.integers(0, 256, (9 + i, 12, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    labels = [str(i % 3) for i in range(N)]
-    return from_columns("drawn", tmp_path, {"file": [f"{i}.png" for i in range(N)], "label": labels})
-
-
-@pytest.fixture
-def embedder():
-    torch.manual_seed(0)
-    return TinyEmbedder(norm=True).train()
 
 
 def by_hand(embedder, manifest):
