@@ -35,9 +35,14 @@ GROUPS = (
     "warm_start",
     "cleaning",
     "views",
+    "protocol",
+    "search",
+    "postprocess",
 )
+# Groups whose choices stand side by side under their names.
+NAMED = ("dataset", "postprocess")
 PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
-PATH_KEYS |= {"path", "pattern", "wise", "start", "centres"}
+PATH_KEYS |= {"path", "pattern", "wise", "start", "centres", "baseline", "candidate"}
 
 _SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
 
@@ -48,6 +53,8 @@ class Train:
 
     dataset: Any = field(default_factory=dict)
     eval_on: Any = field(default_factory=dict)
+    protocol: Any = field(default_factory=dict)
+    eval_cap: int | None = 20_000
     backbone: Any = MISSING
     pool: Any = MISSING
     neck: Any = MISSING
@@ -82,6 +89,13 @@ class Eval:
     """Keys of guie-eval: what to evaluate (a run, a checkpoint, saved embeddings) and on what."""
 
     dataset: Any = field(default_factory=dict)
+    protocol: Any = field(default_factory=dict)
+    split: str | None = None
+    eval_cap: int | None = None
+    distractors: Any = field(default_factory=dict)
+    search: Any = None
+    postprocess: Any = field(default_factory=dict)
+    bank: Any = field(default_factory=dict)
     backbone: Any = None
     pool: Any = None
     ckpt: str | None = None
@@ -191,6 +205,21 @@ class Soup:
     memory_mib: int = 64
 
 
+@dataclass
+class Compare:
+    """Keys of guie-compare: what `candidate` gains over `baseline`, both folders of an evaluation."""
+
+    baseline: str = MISSING
+    candidate: str = MISSING
+    out: str | None = None
+    metric: str | None = None
+    common: bool = False
+    show: int = 10
+    samples: int = 10_000
+    level: float = 0.95
+    seed: int = 0
+
+
 COMMANDS = {
     "train": Train,
     "eval": Eval,
@@ -199,6 +228,7 @@ COMMANDS = {
     "prepare": Prepare,
     "clean": Clean,
     "soup": Soup,
+    "compare": Compare,
 }
 
 # The parameter of a data set that names its raw files, and so takes guie-prepare's `raw`: the first it has.
@@ -234,10 +264,10 @@ def register(command: str, folders: list[Path]) -> None:
 def _stored(path: Path, target: str, *, may_lack_place: bool) -> ConfigNode:
     group, name = path.parent.name, path.stem
     written = yaml.safe_load(path.read_text())
-    if group == "dataset":
-        written = written[name]  # a dict: several data sets stand side by side
+    if group in NAMED:
+        written = written[name]
     node = _typed(written, may_lack=place_of(target) if may_lack_place else None)
-    node = {name: node} if group == "dataset" else node
+    node = {name: node} if group in NAMED else node
     return ConfigNode(f"_{name}.yaml", OmegaConf.create(node), group, package=None, provider=None)
 
 
