@@ -3,18 +3,25 @@
 import numpy as np
 import pytest
 
-from guie.search import exact
+from guie.errors import UserError
+from guie.search import engines, exact
 from guie.types import Side
 
 
-@pytest.fixture(params=["faiss", "numpy"])
+@pytest.fixture(params=["faiss", "numpy", "torch"])
 def engine(request, monkeypatch):
-    """Run a test with faiss and as on a machine without it."""
+    """Run a test with faiss, as on a machine without it, and as a GPU would (in several blocks)."""
     if request.param == "faiss":
         pytest.importorskip("faiss")
-        monkeypatch.setattr(exact, "WITHOUT_FAISS", 0)
+        monkeypatch.setattr(engines, "WITHOUT_FAISS", 0)
+    elif request.param == "numpy":
+        monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
     else:
-        monkeypatch.setattr(exact.importlib.util, "find_spec", lambda name: None)
+        torch = pytest.importorskip("torch")
+        monkeypatch.setattr(engines, "GPU_BLOCK", 200)
+        by_torch = lambda tile, gallery, k: engines.by_torch(tile, torch.from_numpy(gallery), k)  # noqa: E731
+        monkeypatch.setattr(engines, "by_numpy", by_torch)
+        monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
 
 
 def whole_numbers(rows, dim, seed, high=3):
@@ -68,16 +75,66 @@ def test_a_small_gallery_leaves_places_empty():
     assert alone.ids.tolist() == [[-1, -1]]
 
 
-def test_faiss_and_numpy_return_the_same_neighbours(monkeypatch):
-    pytest.importorskip("faiss")
-    monkeypatch.setattr(exact, "WITHOUT_FAISS", 0)
-    r = np.random.default_rng(7)
-    queries, gallery = (r.standard_normal((n, 16)).astype(np.float32) for n in (50, 3000))
-    with_faiss = exact.knn(queries, gallery, 20)
-    monkeypatch.setattr(exact.importlib.util, "find_spec", lambda name: None)
-    without = exact.knn(queries, gallery, 20)
-    np.testing.assert_array_equal(with_faiss.ids, without.ids)
-    np.testing.assert_allclose(with_faiss.scores, without.scores, rtol=1e-5)
+def near_ties(rows, dim, seed):
+    """Return unit vectors of which a third are equal and a third are one rounding apart."""
+    r = np.random.default_rng(seed)
+    vectors = r.standard_normal((rows, dim), dtype=np.float32)
+    vectors[::3] = vectors[r.integers(0, 5, len(vectors[::3])) * 3 % rows]
+    vectors[1::3] = np.nextafter(vectors[0], r.choice([-9, 9], (len(vectors[1::3]), 1))).astype(np.float32)
+    r.shuffle(vectors)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("dim", [1, 3, 16, 65])
+@pytest.mark.parametrize("k", [1, 7, 500])
+def test_every_engine_and_tile_gives_the_ranking_of_the_same_sums_bit_for_bit(dim, k):
+    gallery, queries = near_ties(1311, dim, 0), near_ties(53, dim, 1)
+    sums = np.array([[np.einsum("d,d->", query, row) for row in gallery] for query in queries])
+    places = np.broadcast_to(np.arange(len(gallery)), sums.shape)
+    order = np.lexsort((places, -sums), axis=1)[:, :k]
+    for memory_mib in (0.01, 16):
+        ranking = exact.knn(queries, gallery, k, memory_mib=memory_mib)
+        np.testing.assert_array_equal(ranking.ids, order)
+        np.testing.assert_array_equal(ranking.scores, np.take_along_axis(sums, order, axis=1))
+
+
+@pytest.mark.usefixtures("engine")
+def test_one_query_at_a_time_is_answered_as_all_at_once():
+    gallery = near_ties(400, 24, 2)
+    index = exact.Exact().index(Side(gallery))
+    together = index.search(Side(gallery[:40]), 9)
+    alone = [index.search(Side(gallery[row : row + 1]), 9) for row in range(40)]
+    np.testing.assert_array_equal(np.concatenate([one.ids for one in alone]), together.ids)
+    np.testing.assert_array_equal(np.concatenate([one.scores for one in alone]), together.scores)
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_gallery_of_one_vector_over_and_over_is_ranked_by_position():
+    gallery = np.full((700, 8), 8**-0.5, dtype=np.float32)
+    ranking = exact.knn(gallery, gallery, 3, self_ids=np.arange(700))
+    assert ranking.ids[:4].tolist() == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]]
+    assert (ranking.ids[4:] == [0, 1, 2]).all()
+
+
+@pytest.mark.usefixtures("engine")
+def test_what_is_not_a_number_is_never_found_and_finds_nothing():
+    gallery, queries = near_ties(300, 8, 3), near_ties(5, 8, 4)
+    gallery[[7, 8]], queries[2], queries[3] = np.nan, np.nan, 0
+    ranking = exact.knn(queries, gallery, 300, self_ids=np.array([-1, 4, -1, 9, 7]))
+    assert not np.isin([7, 8], ranking.ids).any()
+    assert (ranking.ids >= 0).sum(axis=1).tolist() == [298, 297, 0, 297, 298]
+    few = exact.knn(queries, gallery, 3)
+    assert (few.ids[2] == -1).all() and few.ids[3].tolist() == [0, 1, 2]
+
+
+def test_a_gpu_is_asked_for_only_where_there_is_one():
+    with pytest.raises(UserError, match=r"search.device: 'tpu'; accepted: cpu, cuda"):
+        exact.Exact(device="tpu").index(Side(near_ties(3, 4, 0)))
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"'cuda', but torch finds no GPU; accepted here: cpu"):
+            exact.Exact(device="cuda").index(Side(near_ties(3, 4, 0)))
 
 
 def test_the_memory_budget_sets_the_tile():

@@ -1,48 +1,69 @@
-"""Exact nearest neighbours by inner product within a stated amount of memory; faiss where it is installed.
+"""Exact nearest neighbours by inner product within a stated amount of memory.
 
-Never holds Q x N scores: queries go through in tiles. Ties are broken by the lower gallery position, so that
-the same vectors give the same ranking on every machine that rounds alike.
+Never holds Q x N scores: queries go through in tiles. A matrix product rounds a score differently from place
+to place; so candidates, a few more than asked for, are scored anew by a sum that depends on the two vectors
+alone, and where the last place is not clear of all that was not looked at, that query meets the whole gallery
+that way. So equal gallery rows score equal, ties go to the lower position, and the ranking is the same
+whatever multiplied (faiss, numpy, a GPU), in whatever tiles, over however many ranks.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
+from guie.errors import UserError
+from guie.search import engines
 from guie.types import Ranking, Side
 
-# faiss multiplies blocks of this many gallery rows at a time; its buffer is that wide.
-FAISS_BLOCK = 1024
+Best = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
-# Below this many scores numpy is done before faiss is imported.
-WITHOUT_FAISS = 6_000_000
+# Candidates beyond those asked for: rounding seldom moves a row across so many places.
+SPARE = 8
+
+# Two products of unit vectors of D values differ by less than sqrt(D) times this: a sum of D rounded terms
+# strays as a random walk does, by 2^-24 a step at most; seen is a fifth of it.
+ROUNDING = 4 * 2.0**-24
 
 # Neighbours of a query that metrics ask for, about: what the tile of an index is cut for.
 USUAL_DEPTH = 102
 
-Tile = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+# Bytes of candidates' vectors that are scored anew at a time.
+RESCORED = 1 << 20
 
 
 @dataclass(frozen=True)
 class Exact:
-    """Each query against each gallery row, in working memory of `memory_mib`. Config group `search`."""
+    """Each query against each gallery row, in working memory of `memory_mib`. Config group `search`.
+
+    `device` cuda holds the gallery on this process's GPU and multiplies there.
+    """
 
     memory_mib: float = 16
+    device: Literal["cpu", "cuda"] = "cpu"
 
     def index(self, gallery: Side) -> ExactIndex:
         """Return the gallery's rows as they are."""
-        return ExactIndex(np.ascontiguousarray(gallery.vectors, dtype=np.float32), self.memory_mib)
+        if self.device not in ("cpu", "cuda"):
+            raise UserError(f"search.device: '{self.device}'; accepted: cpu, cuda")
+        vectors = np.ascontiguousarray(gallery.vectors, dtype=np.float32)
+        engine = engines.OnGpu(vectors) if self.device == "cuda" else engines.OnCpu(vectors)
+        return ExactIndex(vectors, self.memory_mib, engine)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a report says of this search."""
+        return {"search": "exact"}
 
 
-@dataclass(frozen=True)
 class ExactIndex:
-    """`vectors` (N,D) float32, searched as `knn` does."""
+    """`vectors` (N,D) float32 and the `engine` that multiplies them with queries."""
 
-    vectors: np.ndarray
-    memory_mib: float
+    def __init__(self, vectors: np.ndarray, memory_mib: float, engine: Best):
+        self.vectors, self.memory_mib, self._engine = vectors, memory_mib, engine
+        self._largest = np.fmax.reduce(norms(vectors), initial=0)
 
     @property
     def tile(self) -> int:
@@ -50,8 +71,29 @@ class ExactIndex:
         return tile_rows(USUAL_DEPTH, self.memory_mib)
 
     def search(self, queries: Side, k: int, *, self_ids: np.ndarray | None = None) -> Ranking:
-        """Return the k best gallery positions of each query, (Q,k), ties to the lower position."""
-        return knn(queries.vectors, self.vectors, k, self_ids=self_ids, memory_mib=self.memory_mib)
+        """Return what `ranked` states: the k best gallery positions of each query, (Q,k)."""
+        return ranked(queries, self.vectors, k, self_ids, self.memory_mib, self._best)
+
+    def _best(self, tile: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids, scores), (T,wanted), by the sums of `rescored`, ties to the lower position."""
+        width = min(len(self.vectors), wanted + SPARE)
+        rough, ids = self._engine(tile, width)
+        scores = rescored(tile, self.vectors, ids)
+        ids, scores = in_order(ids, scores, wanted)
+        if width < len(self.vectors):
+            strays = ROUNDING * np.sqrt(tile.shape[1]) * norms(tile) * self._largest
+            for row in np.flatnonzero(~(rough[:, -1] + strays < scores[:, -1])):
+                ids[row], scores[row] = self._against_all(tile[row], wanted)
+        return ids, scores
+
+    def _against_all(self, query: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ids, scores), (wanted,), of one query from the sums with every row."""
+        scores = _known(np.einsum("nd,d->n", self.vectors, query))
+        last = np.partition(scores, len(scores) - wanted)[len(scores) - wanted]
+        above, tied = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
+        ids = np.concatenate([above, tied[: wanted - len(above)]])[None]
+        ids, scores = in_order(ids, scores[ids], wanted)
+        return ids[0], scores[0]
 
 
 def knn(
@@ -62,39 +104,45 @@ def knn(
     self_ids: np.ndarray | None = None,
     memory_mib: float = 16,
 ) -> Ranking:
-    """Return the k gallery rows of highest inner product for each query, exactly.
+    """Return the k gallery rows of highest inner product for each query: `ExactIndex.search` of arrays.
 
-    `queries` (Q,D), `gallery` (N,D) float32; `self_ids` (Q,) gallery position of the query, -1 where it
-    is not in the gallery: it is left out of its own result. `memory_mib` bounds the working memory beyond
-    inputs and result. Where the gallery holds fewer than k others, ids are -1 and scores -inf.
-    Raises ValueError on shapes that do not fit.
+    `queries` (Q,D), `gallery` (N,D) float32; `memory_mib` bounds the working memory beyond inputs and result.
     """
-    _check(queries, gallery, k, self_ids)
-    found = np.full((len(queries), k), -1, dtype=np.int32)
-    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    # One more than asked shows whether the last place is tied, one more again stands in for the query itself.
-    width = min(len(gallery), int(k) + 1 + (self_ids is not None))
-    large = len(queries) * len(gallery) > WITHOUT_FAISS
-    search_tile = _faiss_tile if large and importlib.util.find_spec("faiss") else _numpy_tile
-    rows = tile_rows(width, memory_mib)
-    for start in range(0, len(queries) if width else 0, rows):
-        tile = np.ascontiguousarray(queries[start : start + rows], dtype=np.float32)
-        selves = None if self_ids is None else self_ids[start : start + rows]
-        ids, values = _ranked_tile(tile, gallery, width, selves, search_tile)
-        kept = min(k, ids.shape[1])
-        found[start : start + rows, :kept] = ids[:, :kept]
-        scores[start : start + rows, :kept] = values[:, :kept]
-    found[np.isneginf(scores)] = -1
-    return Ranking(found, scores)
+    return Exact(memory_mib).index(Side(gallery)).search(Side(queries), k, self_ids=self_ids)
+
+
+def ranked(
+    queries: Side, gallery: np.ndarray, k: int, self_ids: np.ndarray | None, memory_mib: float, best: Best
+) -> Ranking:
+    """Return what `best` (tile (T,D), wanted) finds, tile by tile, as (ids, scores) in order, (T,wanted).
+
+    `self_ids` (Q,) gallery position of the query, -1 where it is not in the gallery: it is left out of its
+    own result. Where the gallery holds fewer than k others, ids are -1 and scores -inf; what is not a number
+    is never found. Raises ValueError on shapes that do not fit.
+    """
+    check(queries.vectors, gallery, k, self_ids)
+    ranking = nobody(len(queries.vectors), k)
+    wanted = min(len(gallery), int(k) + (self_ids is not None))
+    rows = tile_rows(wanted + SPARE, memory_mib)
+    for start in range(0, len(ranking.ids) if wanted else 0, rows):
+        here = slice(start, start + rows)
+        ids, scores = best(np.ascontiguousarray(queries.vectors[here], dtype=np.float32), wanted)
+        if self_ids is not None:
+            ids, scores = without_self(ids, scores, self_ids[here])
+        ranking.ids[here, : min(k, wanted)] = ids[:, :k]
+        ranking.scores[here, : min(k, wanted)] = scores[:, :k]
+    ranking.ids[np.isneginf(ranking.scores)] = -1
+    return ranking
 
 
 def tile_rows(k: int, memory_mib: float) -> int:
     """Return how many queries fit `memory_mib` at once: a score block, faiss' reservoir and sorted copies."""
-    bytes_per_query = 4 * FAISS_BLOCK + 12 * 2 * k + 40 * k
+    bytes_per_query = 4 * engines.BLOCK + 12 * 2 * k + 40 * k
     return int(np.clip(memory_mib * 2**20 / bytes_per_query, 16, 4096))
 
 
-def _check(queries: np.ndarray, gallery: np.ndarray, k: int, self_ids: np.ndarray | None) -> None:
+def check(queries: np.ndarray, gallery: np.ndarray, k: int, self_ids: np.ndarray | None) -> None:
+    """Raise ValueError on shapes that do not fit."""
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries {queries.shape} and gallery {gallery.shape}; expected (Q,D) and (N,D)")
     if k < 1:
@@ -103,73 +151,51 @@ def _check(queries: np.ndarray, gallery: np.ndarray, k: int, self_ids: np.ndarra
         raise ValueError(f"self_ids: {len(self_ids)} for {len(queries)} queries; expected one each")
 
 
-def _ranked_tile(
-    tile: np.ndarray, gallery: np.ndarray, width: int, self_ids: np.ndarray | None, search_tile: Tile
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (ids, scores) of a tile, (T, width or width - 1), ties settled and the query itself removed."""
-    scores, ids = search_tile(tile, gallery, width)
-    _order_ties(ids, scores)
-    if width < len(gallery):
-        _settle_last_place(tile, gallery, ids, scores)
-    return (ids, scores) if self_ids is None else _without_self(ids, scores, self_ids)
+def nobody(queries: int, k: int) -> Ranking:
+    """Return a ranking (Q,k) of empty places."""
+    return Ranking(np.full((queries, k), -1, np.int32), np.full((queries, k), -np.inf, np.float32))
 
 
-def _without_self(ids: np.ndarray, scores: np.ndarray, self_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def norms(vectors: np.ndarray) -> np.ndarray:
+    """Return the length of each vector, (N,)."""
+    return np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+
+
+def rescored(tile: np.ndarray, gallery: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Return the inner products (T,W) of `tile` (T,D) with the rows `ids` (T,W) of `gallery`; -inf for id -1.
+
+    Each is a sum whose order depends on D alone, not on where the two vectors stand.
+    """
+    scores = np.empty(ids.shape, dtype=np.float32)
+    rows = max(1, RESCORED // (4 * ids.shape[1] * tile.shape[1] or 1))
+    for start in range(0, len(tile), rows):
+        here = slice(start, start + rows)
+        scores[here] = np.einsum("twd,td->tw", gallery[ids[here]], tile[here])
+    scores[ids < 0] = -np.inf
+    return _known(scores)
+
+
+def in_order(ids: np.ndarray, scores: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first `wanted` of (ids, scores), each (T,W), by score and then by lower id."""
+    order = np.argsort(-scores, axis=1)
+    ids, scores = np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    tied = np.flatnonzero((scores[:, 1:] == scores[:, :-1]).any(axis=1))
+    order = np.lexsort((ids[tied], -scores[tied]), axis=1)
+    ids[tied] = np.take_along_axis(ids[tied], order, axis=1)
+    return ids[:, :wanted], scores[:, :wanted]
+
+
+def without_self(ids: np.ndarray, scores: np.ndarray, self_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Drop one column per row: the query itself, or an empty place added for the rows that lack it."""
     ids = np.pad(ids, ((0, 0), (0, 1)), constant_values=-1)
     scores = np.pad(scores, ((0, 0), (0, 1)), constant_values=-np.inf)
     own = ids == self_ids[:, None]
-    own[~own.any(axis=1), -1] = True
-    return ids[~own].reshape(len(ids), -1), scores[~own].reshape(len(ids), -1)
+    place = np.where(own.any(axis=1), own.argmax(axis=1), ids.shape[1] - 1)
+    others = np.arange(ids.shape[1]) != place[:, None]
+    return ids[others].reshape(len(ids), -1), scores[others].reshape(len(ids), -1)
 
 
-def _order_ties(ids: np.ndarray, scores: np.ndarray) -> None:
-    """Order equal scores by id, in place."""
-    tied = np.flatnonzero((scores[:, 1:] == scores[:, :-1]).any(axis=1))
-    if len(tied):
-        order = np.lexsort((ids[tied], -scores[tied]), axis=1)
-        ids[tied] = np.take_along_axis(ids[tied], order, axis=1)
-
-
-def _settle_last_place(tile: np.ndarray, gallery: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> None:
-    """Give places tied with the last one to the lowest ids of the whole gallery, in place."""
-    for row in np.flatnonzero(scores[:, -1] == scores[:, -2]) if ids.shape[1] > 1 else ():
-        last = scores[row, -1]
-        tied = scores[row] == last
-        candidates = np.flatnonzero(gallery @ tile[row] == last)
-        # Another matrix product may round otherwise; then what was found stays.
-        if len(candidates) >= tied.sum():
-            ids[row, tied] = candidates[: tied.sum()]
-
-
-def _faiss_tile(tile: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    import faiss
-
-    # By default faiss multiplies matrices only from 128,000 / D queries on; below it takes 4 times as long.
-    faiss.cvar.distance_compute_blas_threshold = min(20, faiss.cvar.distance_compute_blas_threshold)
-    scores, ids = faiss.knn(tile, gallery, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return scores, ids
-
-
-def _numpy_tile(tile: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `_faiss_tile` returns, (scores, ids) best first, from blocks of the gallery."""
-    scores = np.empty((len(tile), 0), dtype=np.float32)
-    ids = np.empty((len(tile), 0), dtype=np.int32)
-    for start in range(0, len(gallery), FAISS_BLOCK):
-        block = tile @ np.asarray(gallery[start : start + FAISS_BLOCK], dtype=np.float32).T
-        best = _best_columns(block, k)
-        scores = np.concatenate([scores, np.take_along_axis(block, best, axis=1)], axis=1)
-        ids = np.concatenate([ids, best.astype(np.int32) + start], axis=1)
-        if start:
-            best = _best_columns(scores, k)
-            scores, ids = np.take_along_axis(scores, best, axis=1), np.take_along_axis(ids, best, axis=1)
-    order = np.lexsort((ids, -scores), axis=1)
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
-
-
-def _best_columns(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return the places of each row's k largest, (T, k or all there are), in no order."""
-    left_out = scores.shape[1] - k
-    if left_out <= 0:
-        return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    return np.argpartition(scores, left_out, axis=1)[:, left_out:]
+def _known(scores: np.ndarray) -> np.ndarray:
+    """Put -inf where a score is not a number, in place: a row that is never found."""
+    scores[np.isnan(scores)] = -np.inf
+    return scores
