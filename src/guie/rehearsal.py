@@ -2,23 +2,29 @@
 
 Nothing is downloaded, decoded, trained or written (but for what opening the data caches): the model is built
 with whatever its memory holds, and its activations are counted on tensors that have a shape and no content.
+The head is the exception: it looks at labels, so it sees those of the first batch, on vectors drawn at
+random, as one rank of as many as will train. What it refuses there ends the rehearsal as it would the run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 # What torch.compile traces with: shapes, dtypes and storages as on the CPU, without their memory. It has no
 # public name yet; meta tensors do not know autocast.
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+
+# One rank of many without the others: what is gathered is its own, as many times. No public name either.
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from guie import assembly, training
 from guie.build import build
@@ -28,17 +34,21 @@ from guie.train.distributed import World, pick_device, precision
 from guie.train.freezing import Freezer, frozen_parts
 from guie.train.model import TrainedModel
 from guie.train.settings import Settings
-from guie.types import Batch, Output
+from guie.types import Batch, Mixed, Output
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Parameters (learning, frozen) by part; bytes of one rank by kind; bytes of a checkpoint."""
+    """Parameters (learning, frozen) by part; bytes of one rank by kind; bytes of a checkpoint.
+
+    `own`: of these bytes by kind, those of the rows that a head has cut over the ranks itself.
+    """
 
     parameters: dict[str, tuple[int, int]]
     memory: dict[str, int]
     checkpoint: int
     counted: str
+    own: Mapping[str, int] = field(default_factory=dict)
 
 
 def described(cfg: Mapping[str, Any], ranks: int) -> str:
@@ -54,7 +64,8 @@ def described(cfg: Mapping[str, Any], ranks: int) -> str:
     settings = build(cfg["trainer"], where="trainer")
     sampler = assembly.sampler(cfg, data.rows)
     slots = rank_slots(settings.batch_size, 0, ranks, settings.accumulate)
-    costs = measured(cfg, data.rows, sampler, slots.shape[1])
+    with last_of(ranks):
+        costs = measured(cfg, data.rows, sampler, slots.shape[1])
     if cfg["hw"]["shard"] == "fsdp":
         costs = cut(costs, ranks)
     lines = [*_said_of_data(data), *_said_of_steps(settings, sampler, ranks, slots.shape[1])]
@@ -63,31 +74,51 @@ def described(cfg: Mapping[str, Any], ranks: int) -> str:
 
 def cut(costs: Costs, ranks: int) -> Costs:
     """Return the costs of one of `ranks` among which the weights and what belongs to them are cut."""
-    cut = ("weights", "gradients", "optimiser", "average")
-    memory = {name: -(-size // ranks) if name in cut else size for name, size in costs.memory.items()}
+    memory = dict(costs.memory)
+    for name in ("weights", "gradients", "optimiser", "average"):
+        own = costs.own.get(name, 0)
+        memory[name] = own - (own - memory[name]) // ranks
     return replace(costs, memory=memory)
 
 
+@contextmanager
+def last_of(ranks: int) -> Iterator[None]:
+    """Be the last of `ranks` processes, whose share is the largest where one is larger."""
+    if ranks == 1:
+        yield
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=ranks - 1, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def measured(cfg: Mapping[str, Any], rows: Any, sampler: Any, micro_batch: int) -> Costs:
-    """Return what the model needs for a micro-batch of one rank, at the step at which most of it learns."""
+    """Return what the model needs for a micro-batch of one rank, at the step at which most of it learns.
+
+    Raises UserError for what the head refuses at its first step.
+    """
     settings = build(cfg["trainer"], where="trainer")
     dtype = precision(cfg["hw"]["precision"], pick_device(cfg["device"]))
     orientations = cfg["augment"].get("orientations", 1)
     with unfilled():
         embedder = assembly.embedder(cfg)
         head = assembly.head(cfg, embedder, rows, rows.num_classes * orientations)
-    labels = _labels(rows, sampler, orientations)[:micro_batch]
-    of_head, counted = _kept_by_head(head, embedder, labels)
     with hollow(embedder, head):
         trained, optimizer = _as_at_the_end(cfg, settings, embedder, head, dtype)
         batch = _batch(embedder, micro_batch, settings.cache_features)
-        of_embedder = _kept_by_embedder(trained, batch, dtype, settings.cache_features)
-        memory = _weights(trained, optimizer, average_of(embedder, settings))
-    saved = sum(memory[name] for name in ("weights", "optimiser", "average"))
+        of_embedder, output = _kept_by_embedder(trained, batch, dtype, settings.cache_features)
+        memory, own, saved = _weights(trained, optimizer, average_of(embedder, settings))
+        parts = {"backbone": embedder.backbone, "pool": embedder.pool, "neck": embedder.neck, "head": head}
+        parameters = {name: _parameters(part) for name, part in parts.items()}
+    _tell_last_step(head, settings, sampler.steps_per_epoch)
+    first = _first_batch(embedder, rows, sampler, orientations, settings, micro_batch)
+    of_head = _kept_by_head(trained, output, first)
     memory |= {"activations": of_embedder + of_head, "batch": batch.nbytes}
-    parts = {"backbone": embedder.backbone, "pool": embedder.pool, "neck": embedder.neck, "head": head}
-    counted += f" on a micro-batch of {micro_batch}, {str(dtype or torch.float32).removeprefix('torch.')}"
-    return Costs({name: _parameters(part) for name, part in parts.items()}, memory, saved, counted)
+    kind = str(dtype or torch.float32).removeprefix("torch.")
+    counted = f"counted on a micro-batch of {micro_batch}, {kind}"
+    return Costs(parameters, memory, saved, counted, own)
 
 
 def _as_at_the_end(
@@ -101,19 +132,38 @@ def _as_at_the_end(
     return TrainedModel(embedder, head, dtype, settings.cache_features).train(), optimizer
 
 
-def _weights(trained: nn.Module, optimizer: Any, average: Any) -> dict[str, int]:
-    """Return the bytes of weights, gradients, optimiser state after a step, and of the average kept."""
+def _weights(trained: nn.Module, optimizer: Any, average: Any) -> tuple[dict[str, int], dict[str, int], int]:
+    """Return the bytes of weights, gradients, optimiser state after a step, and of the average kept.
+
+    And, by kind, those of rows that the head has cut over ranks; and those of a checkpoint: of all rows.
+    """
     learning = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    state = [value for entry in optimizer.state_dict()["state"].values() for value in entry.values()]
-    return {
+    states = _states(optimizer)
+    memory = {
         "weights": _bytes(trained.state_dict().values()),
         "gradients": _bytes(learning),
-        "optimiser": _bytes(value for value in state if isinstance(value, Tensor)),
+        "optimiser": _bytes(value for state in states.values() for value in state),
         "average": _bytes(average.average.values()) if average else 0,
     }
+    own, elsewhere = {"weights": 0, "gradients": 0, "optimiser": 0}, 0
+    sharded: list[Any] = [p for p in trained.parameters() if hasattr(p, "shard")]
+    for parameter in sharded:
+        state = [value for value in states.get(parameter, ()) if value.dim()]
+        own["weights"] += _bytes([parameter])
+        own["gradients"] += _bytes([parameter] * parameter.requires_grad)
+        own["optimiser"] += _bytes(state)
+        elsewhere += _bytes([parameter, *state]) * (parameter.shard.total - len(parameter)) // len(parameter)
+    return memory, own, sum(memory[name] for name in ("weights", "optimiser", "average")) + elsewhere
+
+
+def _states(optimizer: Any) -> dict[Tensor, list[Tensor]]:
+    """Return what the optimiser keeps of each parameter that has stepped."""
+    learn = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = optimizer.state_dict()["state"]
+    return {learn[i]: [v for v in kept.values() if isinstance(v, Tensor)] for i, kept in state.items()}
 
 
 class _Unfilled(TorchFunctionMode):
@@ -137,18 +187,26 @@ def unfilled() -> Iterator[None]:
 
 @contextmanager
 def hollow(*modules: nn.Module) -> Iterator[None]:
-    """Replace, in place, each parameter and buffer by one without content, as all tensors made inside are."""
+    """Take away the content of parameters and buffers, as of all tensors made inside, until the end."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    for part in (part for module in modules for part in module.modules()):
-        for name, value in part._parameters.items():
-            if value is not None:
-                fake = mode.from_tensor(value.detach())
-                part._parameters[name] = nn.Parameter(fake, requires_grad=value.requires_grad)
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = mode.from_tensor(buffer)
-    with mode:
-        yield
+    parts = [part for module in modules for part in module.modules()]
+    real: list[Any] = [(held, dict(held)) for part in parts for held in (part._parameters, part._buffers)]
+    for held, values in real:
+        held.update({name: _hollowed(value, mode) for name, value in values.items() if value is not None})
+    try:
+        with mode:
+            yield
+    finally:
+        for held, values in real:
+            held.update(values)
+
+
+def _hollowed(value: Tensor, mode: FakeTensorMode) -> Tensor:
+    if not isinstance(value, nn.Parameter):
+        return mode.from_tensor(value)
+    made = nn.Parameter(mode.from_tensor(value.detach()), requires_grad=value.requires_grad)
+    vars(made).update(vars(value))  # how it is cut over ranks
+    return made
 
 
 class Kept:
@@ -183,36 +241,56 @@ def _batch(embedder: Any, size: int, features: bool) -> Tensor:
     return torch.empty(size, 3, *embedder.preprocess.size_px, dtype=torch.uint8)
 
 
-def _kept_by_embedder(trained: Any, batch: Tensor, dtype: torch.dtype | None, features: bool) -> int:
+def _kept_by_embedder(
+    trained: Any, batch: Tensor, dtype: torch.dtype | None, features: bool
+) -> tuple[int, Output]:
+    """Return what is kept for the backward pass, and the output."""
     run = trained.embedder.from_features if features else trained.embedder
     kept = Kept(iter([*trained.parameters(), *trained.buffers(), batch]))
-    side = {"side": torch.empty(len(batch), trained.embedder.side_dim)} if trained.embedder.side_dim else {}
+    side = {"side": _side(trained.embedder, len(batch))} if trained.embedder.side_dim else {}
     with kept.counting(), torch.autocast("cpu", dtype, enabled=dtype is not None):
         output = run(batch, **side)
-    del output
+    return kept.num_bytes, output
+
+
+def _kept_by_head(trained: Any, output: Output, batch: Batch) -> int:
+    """Return what a real head keeps of real vectors of the shapes of `output`: heads look at their labels."""
+    feature, tokens, raw = (_drawn(value) for value in (output.feature, output.tokens, output.raw))
+    inputs = [value for value in (feature, tokens, raw) if value is not None]
+    kept = Kept(iter([*trained.head.parameters(), *trained.head.buffers(), *inputs]))
+    with kept.counting():
+        trained.loss(Output(feature, tokens, raw, nn.functional.normalize(raw, dim=1)), batch)
     return kept.num_bytes
 
 
-def _kept_by_head(head: nn.Module, embedder: Any, labels: np.ndarray) -> tuple[int, str]:
-    """Return what a real head keeps of real vectors, and how it was counted: heads look at their labels."""
-    size = len(labels)
-    raw = torch.randn(size, embedder.neck.embed_dim, requires_grad=True)
-    feature = torch.randn(size, embedder.backbone.out_dim)
-    given = torch.from_numpy(labels)
-    batch = Batch(_batch(embedder, size, False).zero_(), given, torch.zeros_like(given), torch.arange(size))
-    kept = Kept(iter([*head.parameters(), *head.buffers(), raw, feature]))
-    try:
-        with kept.counting():
-            head(Output(feature, None, raw, nn.functional.normalize(raw, dim=1)), batch)
-    except Exception as error:
-        return 0, f"counted (without the head: {' '.join(str(error).split())[:80]})"
-    return kept.num_bytes, "counted"
+def _drawn(like: Any) -> Any:
+    """Return random numbers, at least float32, of the shape of a hollow tensor."""
+    return None if like is None else torch.randn(tuple(like.shape), requires_grad=like.requires_grad)
 
 
-def _labels(rows: Any, sampler: Any, orientations: int) -> np.ndarray:
-    """Return the class ids of the first batch."""
-    row, orientation = np.divmod(sampler.batch(0), orientations)
-    return rows.labels[row] * orientations + orientation
+def _tell_last_step(head: nn.Module, settings: Settings, steps_per_epoch: int) -> None:
+    steps = settings.num_steps(steps_per_epoch)
+    paced: list[Any] = [part for part in head.modules() if hasattr(part, "at_step")]
+    for part in paced:
+        part.at_step(steps - 1, steps, steps_per_epoch)
+
+
+def _first_batch(
+    embedder: Any, rows: Any, sampler: Any, orientations: int, settings: Settings, size: int
+) -> Batch:
+    """Return the first `size` rows of the first batch, with black pictures."""
+    row, orientation = (part[:size] for part in np.divmod(sampler.batch(0), orientations))
+    images = _batch(embedder, size, settings.cache_features).zero_()
+    columns = rows.labels[row] * orientations + orientation, rows.domains[row], row
+    labels, domains, ids = (torch.from_numpy(column) for column in columns)
+    side = _side(embedder, size) if embedder.side_dim else None
+    mixes = settings.cache_features and settings.mixup_alpha
+    mixed = Mixed(labels, domains, ids, torch.tensor(0.5)) if mixes else None
+    return Batch(images, labels, domains, ids, side, mixed)
+
+
+def _side(embedder: Any, size: int) -> Tensor:
+    return torch.ones(size, embedder.side_dim)
 
 
 def _bytes(tensors: Any) -> int:
@@ -220,8 +298,14 @@ def _bytes(tensors: Any) -> int:
 
 
 def _parameters(module: nn.Module) -> tuple[int, int]:
-    learning = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return learning, sum(p.numel() for p in module.parameters()) - learning
+    learning = sum(_numel(p) for p in module.parameters() if p.requires_grad)
+    return learning, sum(map(_numel, module.parameters())) - learning
+
+
+def _numel(parameter: Any) -> int:
+    """Return how many numbers a parameter has on all ranks together."""
+    size = parameter.numel()
+    return size * parameter.shard.total // len(parameter) if hasattr(parameter, "shard") else size
 
 
 def _said_of_data(data: training.Data) -> list[str]:

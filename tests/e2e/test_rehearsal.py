@@ -10,6 +10,8 @@ from guie.build import build
 from guie.config.compose import composed
 from guie.errors import UserError
 from guie.train.distributed import World
+from guie.train.model import TrainedModel
+from guie.types import Batch, Output
 
 VIT = ["backbone=vit_small_dinov2", "backbone.name=vit_tiny_patch16_224", "backbone.image_px=64", "pool=cls"]
 FROZEN = ["trainer.freeze_backbone=true"]
@@ -32,17 +34,24 @@ def test_what_is_kept_for_the_backward_pass_is_what_a_real_pass_keeps(drawn, wor
     embedder = assembly.embedder(cfg).train()
     if words is FROZEN:
         embedder.freeze_backbone()
+    head = assembly.head(cfg, embedder, rows, rows.num_classes)
+    trained = TrainedModel(embedder, head, None, False).train()
+    row = torch.from_numpy(assembly.sampler(cfg, rows).batch(0)[:8])
     pictures = torch.zeros(8, 3, *embedder.preprocess.size_px, dtype=torch.uint8)
     kept = rehearsal.Kept(iter([*embedder.parameters(), *embedder.buffers(), pictures]))
     with kept.counting(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         output = embedder(pictures)
-    head = assembly.head(cfg, embedder, rows, rows.num_classes)
-    labels = rehearsal._labels(rows, assembly.sampler(cfg, rows), 1)[:8]
-    of_head, _ = rehearsal._kept_by_head(head, embedder, labels)
-    assert output.raw.shape == (8, 64)
+    raw, feature = output.raw.detach().requires_grad_(), output.feature.detach().float()
+    of_head = rehearsal.Kept(iter([*head.parameters(), raw, feature]))
+    with of_head.counting():
+        z = torch.nn.functional.normalize(raw, dim=1)
+        trained.loss(
+            Output(feature, None, raw, z), Batch(pictures, torch.from_numpy(rows.labels)[row], row, row)
+        )
     # under autocast the two keep a scalar or two differently
-    assert costs.memory["activations"] == pytest.approx(kept.num_bytes + of_head, rel=0, abs=slack)
-    assert of_head > 0
+    expected = kept.num_bytes + of_head.num_bytes
+    assert costs.memory["activations"] == pytest.approx(expected, rel=0, abs=slack)
+    assert of_head.num_bytes > 0
 
 
 @pytest.mark.parametrize("words", [["optim=sam_adamw"], ["optim=sgd", *FROZEN]])
@@ -98,6 +107,69 @@ def test_what_would_end_a_run_at_its_first_step_ends_the_dry_run(drawn):
     cfg = composed("train", [*TINY, f"data_root={drawn}", "device=cpu"])
     with pytest.raises(UserError, match=r"trainer\.batch_size: 16 over 3 ranks x 1 .*a multiple of 3"):
         rehearsal.described(cfg, 3)
+
+
+FACES = ["head=partial_fc", "optim=adamw"]
+
+
+def test_class_weights_cut_over_ranks_count_by_this_ranks_share(drawn):
+    whole = costs_of(drawn, *FACES)[2]
+    cfg, rows, alone = costs_of(drawn, "head=arcface", "optim=adamw")
+    assert whole.memory == alone.memory
+    with rehearsal.last_of(4):
+        _, _, share = costs_of(drawn, *FACES)
+    ours = -(-rows.num_classes // 4)
+    elsewhere = (rows.num_classes - ours) * cfg["neck"]["embed_dim"] * 4
+    for name, times in (("weights", 1), ("gradients", 1), ("optimiser", 2)):
+        assert whole.memory[name] - share.memory[name] == times * elsewhere, name
+    assert (share.parameters, share.checkpoint) == (whole.parameters, whole.checkpoint)
+
+
+def test_cut_by_fsdp_too_class_weights_are_not_divided_twice(drawn):
+    with rehearsal.last_of(4):
+        _, _, share = costs_of(drawn, *FACES)
+    of_embedder = share.memory["weights"] - share.own["weights"]
+    assert share.own["weights"] > 0
+    assert rehearsal.cut(share, 4).memory["weights"] == -(-of_embedder // 4) + share.own["weights"]
+
+
+def test_pairs_are_counted_with_those_of_all_ranks(drawn):
+    alone = costs_of(drawn, "head=supcon")[2].memory["activations"]
+    with rehearsal.last_of(4):
+        four = costs_of(drawn, "head=supcon")[2].memory["activations"]
+    matrix = 8 * 8 * 4
+    assert four - alone >= 15 * matrix  # 32 x 32 instead of 8 x 8, at least once
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "message"),
+    [
+        (
+            ["head=supcon_memory", "head.size=8"],
+            1,
+            r"head\.size: 8 received; accepted: at least the batch of 16",
+        ),
+        (["head=supcon_memory", "head.size=31"], 2, r"accepted: at least the batch of 32"),
+        (["head=supcon_memory", "head.size=32"], 2, None),
+        (["head=partial_fc"], 1000, r"classes cannot be cut over 1000 ranks"),
+        (
+            ["neck=domain_separate", "neck.domains=3", "head=domain_arcface", "head.mode=separate"],
+            1,
+            r"head\.mode: ",
+        ),
+        (["neck=domain_separate", "neck.domains=6", "head=domain_arcface", "head.mode=separate"], 1, None),
+        ([*VIT, "head=distill_feature", "head.teacher.image_px=32"], 1, None),
+        (["backbone=multi_stage"], 1, None),
+    ],
+)
+def test_what_the_head_refuses_ends_the_dry_run_and_nothing_else_does(drawn, words, ranks, message):
+    given = [*TINY, f"data_root={drawn}", "device=cpu", f"trainer.batch_size={16 * ranks}", *words]
+    cfg = composed("train", given)
+    if message is None:
+        assert "MiB per rank" in rehearsal.described(cfg, ranks)
+        return
+    with pytest.raises(UserError, match=message):
+        rehearsal.described(cfg, ranks)
 
 
 def test_torchs_generator_is_left_as_it_was():

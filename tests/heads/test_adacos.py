@@ -107,7 +107,7 @@ def test_mixed_labels_move_the_scale_once_a_step_by_the_mean_of_theirs():
     model = TrainedModel(torch.nn.Identity(), head, None, features=False)
     for step in range(2):
         head.at_step(step, 2, 2)
-        loss = model._loss(output_of(raw), batch)
+        loss = model.loss(output_of(raw), batch)
     assert head.scale.item() == pytest.approx(expected, rel=1e-12)
     both = [
         loop_losses(raw, head.weight, y, lambda c, _: c, scale).mean()

@@ -53,11 +53,11 @@ class TrainedModel(nn.Module):
             beside = {} if batch.side is None else {"side": batch.side}
             output: Output = run(batch.images, **beside)
         with torch.autocast(kind, enabled=False):
-            loss = self._loss(_at_least_fp32(output), batch)
+            loss = self.loss(_at_least_fp32(output), batch)
         scalars = {name: torch.as_tensor(v).detach() for name, v in loss.scalars.items() if name != "loss"}
         return loss.total, scalars
 
-    def _loss(self, output: Output, batch: Batch) -> Loss:
+    def loss(self, output: Output, batch: Batch) -> Loss:
         """Return the head's loss; of blended pictures both their labels' losses, in their shares."""
         loss = self.head(output, batch)
         if batch.mixed is None:
