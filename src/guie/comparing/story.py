@@ -20,6 +20,7 @@ SEEN = ("first_hit", "top_files", "top_labels")
 
 def compare_configured(cfg: Mapping[str, Any]) -> Path:
     """Compare as `cfg` says, print the tables, write compare.json and compare.html; return their folder."""
+    _check(cfg)
     baseline, candidate = read("baseline", cfg["baseline"]), read("candidate", cfg["candidate"])
     found = compare(
         baseline,
@@ -36,6 +37,20 @@ def compare_configured(cfg: Mapping[str, Any]) -> Path:
     shown.print_tables(found)
     print(f"page        {out / 'compare.html'}")
     return out
+
+
+def _check(cfg: Mapping[str, Any]) -> None:
+    two = "two folders of evaluations: guie-compare BASELINE CANDIDATE"
+    accepted = {
+        "baseline": (cfg["baseline"], two),
+        "candidate": (cfg["candidate"], two),
+        "samples": (cfg["samples"] >= 1, "1 or more"),
+        "level": (0 < cfg["level"] < 1, "above 0 and below 1"),
+        "show": (cfg["show"] >= 0, "0 or more"),
+    }
+    for key, (holds, what) in accepted.items():
+        if not holds:
+            raise UserError(f"{key}: {cfg[key]}; accepted: {what}")
 
 
 def compare(
