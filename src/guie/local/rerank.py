@@ -131,9 +131,7 @@ class Shelf:
 
     def __init__(self, side: Side, cache: Cache, describe: Callable[[np.ndarray], Features]):
         if side.files is None or side.picture is None:
-            raise UserError(
-                "local_features: no pictures, embeddings alone; accepted: a data set with its files"
-            )
+            raise UserError("pictures: none, embeddings alone; accepted: a data set with its files")
         self._files, self._picture, self._describe = side.files, side.picture, describe
         self.cache = cache
         self.unread: set[str] = set()
