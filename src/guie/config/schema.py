@@ -209,8 +209,8 @@ class Soup:
 class Compare:
     """Keys of guie-compare: what `candidate` gains over `baseline`, both folders of an evaluation."""
 
-    baseline: str = MISSING
-    candidate: str = MISSING
+    baseline: str | None = None
+    candidate: str | None = None
     out: str | None = None
     metric: str | None = None
     common: bool = False
