@@ -174,6 +174,17 @@ def test_the_same_query_with_another_truth_is_refused(tmp_path, name, value):
         paired(*results(a, b))
 
 
+def test_another_protocol_is_refused_but_not_further_numbers(tmp_path):
+    said = [{"kind": "Copies", "track": track, "recall_ks": [k]} for k, track in enumerate(("matching", "x"))]
+    a, b, c = (
+        written(tmp_path / name, columns(), {"trained": {}, "protocols": {"sop": protocol}})
+        for name, protocol in (("a", said[0]), ("b", said[1]), ("c", said[0] | {"recall_ks": [9]}))
+    )
+    with pytest.raises(UserError, match=r"protocols.sop.track: matching in .*a, x in .*b; accepted: one pro"):
+        paired(*results(a, b))
+    assert len(paired(*results(a, c))[0]) == 60
+
+
 def test_a_file_that_asks_twice_is_paired_in_the_order_of_asking(tmp_path):
     twice = rows(columns(0), np.array([0, 0, 1]))
     twice["R@1"] = np.array([0.0, 1.0, 0.0])

@@ -176,6 +176,32 @@ def test_mp5_looks_only_at_as_many_results_as_are_relevant():
     assert guie_precision(hits_from_mask(mask, np.array([2])))[0] == 0.5
 
 
+def test_a_query_without_results_counts_zero_in_every_metric():
+    truth = Truth(np.array([0, 0]), np.array([0, 1, 0]), np.array([-1, -1]))
+    hits = find_hits(np.array([[-1, -1, -1], [0, 2, 1]]), truth)
+    for name, (ours, _) in FORMULAS.items():
+        first, second = ours(hits).tolist()
+        assert first == 0 and second == (1 if name != "P@5" else 0.4), name
+
+
+def test_merged_domains_count_a_hit_only_within_the_domain_and_domains_count_alike():
+    # UnED's mMP@5: labels are numbered anew in each domain, so label and domain have to agree.
+    r = np.random.default_rng(0)
+    domains, labels = np.repeat([0, 0, 1], 20), np.arange(60) % 5
+    ids = np.stack([r.permutation(60) for _ in range(60)])
+    both = labels * 2 + domains
+    hits = find_hits(ids, Truth(both, both, np.full(60, -1)))
+    means = []
+    for domain in (0, 1):
+        values = []
+        for q in np.flatnonzero(domains == domain):
+            right = [int(labels[i] == labels[q] and domains[i] == domain) for i in ids[q]]
+            values.append(sum(right[: min(5, sum(right))]) / min(5, sum(right)))
+        means.append(sum(values) / len(values))
+    found = mean_of_groups(guie_precision(hits), domains.astype(str))
+    assert found == pytest.approx(sum(means) / 2, abs=1e-12)
+
+
 def test_a_query_without_relevant_images_is_an_error():
     hits = hits_from_mask(np.zeros((2, 5), dtype=bool), np.array([1, 0]))
     with pytest.raises(ValueError, match=r"1 queries without a relevant gallery image .first: query 1."):

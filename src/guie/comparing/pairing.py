@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 WHO = ("dataset", "file", "label", "domain")
+# Settings of a protocol that add numbers under names of their own and change none.
+ADDING = {"metric", "recall_ks", "map_k", "lists", "group_by"}
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,15 @@ def paired(baseline: Result, candidate: Result, *, common: bool = False) -> tupl
     """Return (rows of the baseline, rows of the candidate), the same query at the same place.
 
     A query is its data set and file. UserError where one has queries that the other lacks, unless `common`;
-    and where a query's label or number of relevant images differ, for then something else was asked.
+    and where a query's label, its number of relevant images or the protocol differ: then something else was
+    asked.
     """
     ours, theirs = _places(baseline), _places(candidate)
     shared = [key for key in ours if key in theirs]
     if not shared or (not common and not len(shared) == len(ours) == len(theirs)):
         raise UserError(_differing(baseline, candidate, ours, theirs, len(shared)))
     rows = np.array([ours[key] for key in shared]), np.array([theirs[key] for key in shared])
+    _check_same_protocol(baseline, candidate, {key[0] for key in shared})
     _check_same_question(baseline, candidate, rows, shared)
     return rows
 
@@ -124,6 +128,19 @@ def _differing(baseline: Result, candidate: Result, ours: Any, theirs: Any, num_
         said += f", {lacking[1]:,} of {len(theirs):,} the other way round"
     cure = f", or common=true for the {num_shared:,} in both" if num_shared else ""
     return f"{said}; accepted: the same queries{cure}"
+
+
+def _check_same_protocol(baseline: Result, candidate: Result, datasets: set[str]) -> None:
+    """Raise UserError naming the setting that differs, where both evaluations say what their protocol was."""
+    sides = [result.numbers.get("protocols", {}) for result in (baseline, candidate)]
+    for dataset in sorted(datasets):
+        ours, theirs = (side.get(dataset) for side in sides)
+        for key in sorted(ours.keys() | theirs.keys()) if ours and theirs else ():
+            if key not in ADDING and ours.get(key) != theirs.get(key):
+                raise UserError(
+                    f"protocols.{dataset}.{key}: {ours.get(key)} in {baseline.folder}, {theirs.get(key)} in "
+                    f"{candidate.folder}; accepted: one protocol"
+                )
 
 
 def _check_same_question(
