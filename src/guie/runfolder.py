@@ -79,6 +79,12 @@ def opened(path: Path, config: Mapping[str, Any], resume: str = "never") -> Iter
         yield folder
 
 
+def check(path: Path, config: Mapping[str, Any], resume: str = "never") -> None:
+    """Raise UserError for what `opened` would refuse, but for a folder in use; nothing is made."""
+    _refuse_foreign(path)
+    _decide(path, config, resume)
+
+
 @contextmanager
 def held(path: Path) -> Iterator[RunFolder]:
     """Hold the lock of `path`, made where it is missing; a run that was left running becomes interrupted.

@@ -46,6 +46,13 @@ class Data(NamedTuple):
     leaks: Sequence[str] = ()
 
 
+class Model(NamedTuple):
+    """What is trained, with the weights that it begins with."""
+
+    embedder: Any
+    head: Any
+
+
 @dataclass
 class Job:
     """A run that is ready to fit."""
@@ -72,8 +79,10 @@ def train(
     with ExitStack() as stack:
         data = data or open_data(cfg, here)
         folder = Path(here.on_main(lambda: str(choose_folder(cfg))))
+        here.on_main(lambda: runfolder.check(folder, cfg, cfg["resume"]))
+        model = here.on_main_first(partial(new_model, cfg, data.rows))
         start = here.on_main(lambda: open_folder(stack, folder, cfg))
-        job = prepare(cfg, data, folder, start, here, notice, keep)
+        job = keeping(prepare(cfg, data, model, folder, start, here, notice), keep)
         summary = fit_job(job)
         if summary.exit_code == 0:
             here.on_main(lambda: conclude(job))
@@ -142,27 +151,36 @@ def _check_weights(node: Mapping[str, Any]) -> None:
             checked_file(value)
 
 
+def new_model(cfg: Mapping[str, Any], rows: Manifest) -> Model:
+    """Return embedder and head.
+
+    Comes before the run folder is made, so that weights which cannot be had leave none behind.
+    """
+    embedder = assembly.embedder(cfg)
+    num_classes = rows.num_classes * cfg["augment"].get("orientations", 1)
+    return Model(embedder, assembly.head(cfg, embedder, rows, num_classes))
+
+
 def prepare(
     cfg: Mapping[str, Any],
     data: Data,
+    model: Model,
     folder: Path,
     start: str | None,
     here: World,
     notice: Any,
-    keep: Init | None = None,
 ) -> Job:
-    """Return the job: floors measured (once), embedder and head built, weights loaded."""
+    """Return the job: floors measured (once), weights loaded."""
     rows, asked, leaks = data
+    embedder, head = model
     for leak in leaks:
         log.warning("%s", leak)
     settings, hardware = build(cfg["trainer"], where="trainer"), build(cfg["hw"], where="hw")
     bench = assembly.bench(cfg, asked, here.device, notice, listed_in=folder)
     here.on_main(lambda: _measure_floors(cfg, folder, bench, here))
-    embedder = assembly.embedder(cfg)
     former = starting.take_embedder(embedder, cfg["ckpt"]) if cfg["ckpt"] else None
     listed = folder / "bad_images_train.csv"
     loader = here.on_main_first(partial(_loader, cfg, rows, embedder, listed, notice))
-    head = assembly.head(cfg, embedder, rows, loader.num_classes)
     labels = starting.labels(cfg, rows, loader.num_classes)
     here.on_main(lambda: runfolder.write_labels(folder, **labels))
     if former and not start:
@@ -181,7 +199,7 @@ def prepare(
         features=settings.cache_features,
         refit=partial(_refit, cfg, loader, folder, here, notice) if settings.refit_shrinkage else None,
     )
-    run = _keeping(_run(cfg, folder, embedder, start, here), keep, settings, loader.steps_per_epoch)
+    run = _run(cfg, folder, embedder, start, here)
     return Job(cfg, folder, here, task, settings, hardware, run, bench, leaks)
 
 
@@ -272,17 +290,19 @@ def _evaluated(bench: Bench, model: Any, folder: Path, step: int) -> dict[str, f
     return found | {f"mP@5/{name}": numbers[name]["mP@5"] for name in bench.sets if len(bench.sets) > 1}
 
 
-def _keeping(run: Run, keep: Init | None, settings: Settings, steps_per_epoch: int) -> Run:
-    """Return the run with a lasting checkpoint at the step that `keep` means; last and best stay anyway."""
-    run = replace(run, meta={**run.meta, "steps_per_epoch": steps_per_epoch})
+def keeping(job: Job, keep: Init | None) -> Job:
+    """Return the job with a lasting checkpoint at the step that `keep` means; last and best stay anyway."""
+    steps_per_epoch = job.task.steps_per_epoch
+    run = replace(job.run, meta={**job.run.meta, "steps_per_epoch": steps_per_epoch})
     if keep in (None, "last", "best"):
-        return run
+        return replace(job, run=run)
     step = int(keep[5:]) if isinstance(keep, str) else round(keep * steps_per_epoch)
-    steps = settings.num_steps(steps_per_epoch)
+    steps = job.settings.num_steps(steps_per_epoch)
     if not 0 < step <= steps:
         raise UserError(f"stages: the next one's init {keep} is step {step}; accepted: 1 to {steps} steps")
     kept = frozenset([step])
-    return replace(run, save_at=kept, store=run.store and replace(run.store, keep_steps=kept))
+    run = replace(run, save_at=kept, store=run.store and replace(run.store, keep_steps=kept))
+    return replace(job, run=run)
 
 
 def _described(rows: Manifest, asked: Mapping[str, Manifest], embedder: Any, head: Any) -> str:

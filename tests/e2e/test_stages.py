@@ -204,7 +204,8 @@ def test_before_its_first_step_a_stage_knows_the_classes_of_the_one_before(strai
     ckpt = runfolder.read_config(large)["ckpt"]
     cfg = composed("train", [*TWO, f"data_root={drawn}"])["staged"]["large"] | {"ckpt": ckpt}
     data = training.open_data(cfg, World())
-    job = training.prepare(cfg, data, tmp_path, None, World(), lambda *told: None)
+    model = training.new_model(cfg, data.rows)
+    job = training.prepare(cfg, data, model, tmp_path, None, World(), lambda *told: None)
     for hook in job.run.hooks:
         hook.close()
     task = job.task

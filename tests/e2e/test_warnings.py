@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from commands import SMALL, TOY, console, metrics
 from safetensors.torch import save_file
@@ -120,6 +121,35 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_no_folder(told, words, me
     code, lines = told(*words)
     assert code == 2 and len(lines) == 1
     assert lines[0].startswith(f"guie-train: {message}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["backbone=resnet50"],
+        [
+            "head=distill_embedding",
+            "backbone@head.teacher=resnet50",
+            "backbone=resnet50",
+            "backbone.pretrained=null",
+            "backbone.name=resnet10t",
+        ],
+    ],
+    ids=["backbone", "teacher"],
+)
+def test_weights_that_cannot_be_downloaded_are_one_line_and_leave_no_folder(told, words, monkeypatch):
+    created = timm.create_model
+
+    def without_network(name, pretrained=False, **options):
+        if pretrained:
+            raise OSError("no route to host")
+        return created(name, pretrained=pretrained, **options)
+
+    monkeypatch.setattr("timm.create_model", without_network)
+    code, lines = told(*words)
+    assert code == 2 and len(lines) == 1
+    assert "cannot be had (no route to host); give a local file" in lines[0]
+    assert "backbone.pretrained=null for random weights" in lines[0]
 
 
 @pytest.fixture
