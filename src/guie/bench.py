@@ -13,7 +13,7 @@ from guie.embed.reading import Reader
 from guie.embed.vectors import embed
 from guie.evaluate import Evaluation, evaluate
 from guie.floors import FLOORS, floor_embeddings
-from guie.protocols.part import Evaluated
+from guie.protocols.part import Protocol
 from guie.types import Embeddings, Search
 
 Notice = Callable[[str, int, int], None]
@@ -29,7 +29,7 @@ class Bench:
 
     sets: Mapping[str, Manifest]
     reader: Reader
-    protocols: Mapping[str, Evaluated]
+    protocols: Mapping[str, Protocol]
     search: Search
     policy: str = "skip"
     max_bad_share: float = 0.01

@@ -165,6 +165,7 @@ def _class_parameters(node: ast.ClassDef) -> tuple[Parameter, ...]:
     fields = [
         item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
     ]
+    fields = [item for item in fields if not ast.unparse(item.annotation).startswith("ClassVar")]
     return tuple(
         Parameter(item.target.id, ast.unparse(item.annotation), _literal(item.value))  # type: ignore[union-attr]
         for item in fields

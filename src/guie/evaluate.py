@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from guie.embeddings import concatenate, one_space, sound, to_arrow
-from guie.protocols.part import Columns, Evaluated, Numbers, Part, settings
+from guie.protocols.part import Columns, Numbers, Part, Protocol, settings
 from guie.protocols.retrieval import Retrieval
 from guie.search.exact import Exact
 from guie.types import Embeddings, Search
@@ -51,7 +51,7 @@ def write_columns(columns: Mapping[str, np.ndarray | list], path: str | Path) ->
 
 def evaluate(
     embeddings: Embeddings | Mapping[str, Embeddings],
-    protocol: Evaluated | Mapping[str, Evaluated] | None = None,
+    protocol: Protocol | Mapping[str, Protocol] | None = None,
     *,
     search: Search | None = None,
     picture: Picture | None = None,
@@ -83,8 +83,8 @@ def evaluate(
 
 
 def _by_name(
-    protocol: Evaluated | Mapping[str, Evaluated] | None, parts: Mapping[str, Embeddings]
-) -> dict[str, Evaluated]:
+    protocol: Protocol | Mapping[str, Protocol] | None, parts: Mapping[str, Embeddings]
+) -> dict[str, Protocol]:
     if isinstance(protocol, Mapping):
         return {name: protocol[name] for name in parts}
     return dict.fromkeys(parts, protocol or Retrieval())
@@ -92,7 +92,7 @@ def _by_name(
 
 def _merged(
     parts: Mapping[str, Embeddings],
-    chosen: Mapping[str, Evaluated],
+    chosen: Mapping[str, Protocol],
     numbers: Numbers,
     search: Search,
     picture: Picture | None,
@@ -108,7 +108,7 @@ def _merged(
     return _in_common([chosen[name] for name in by_label]).evaluate(part).numbers
 
 
-def _in_common(protocols: list[Evaluated]) -> Retrieval:
+def _in_common(protocols: list[Protocol]) -> Retrieval:
     """Return how a merged index is evaluated: as its data sets where they agree, else by the defaults."""
     first = protocols[0]
     if isinstance(first, Retrieval) and all(other == first for other in protocols):

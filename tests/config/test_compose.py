@@ -7,23 +7,28 @@ import pytest
 import yaml
 
 from guie.config.compose import composed, directory, rewrite
-from guie.config.schema import annotation, choices, targets
+from guie.config.schema import NAMED, annotation, choices, targets
 from guie.errors import UserError
 
 GROUP_FILES = sorted((group, name) for group, name, _ in targets([directory()]))
 PRESETS = sorted(path.stem for path in (directory() / "exp").glob("*.yaml"))
 REQUIRED = {"folder": "root", "csv": "path", "tfrecord": "pattern", "tar": "pattern"}
 NEEDED = {f"neck={name}": ["neck.domains=2"] for name in ("domain_tiles", "domain_separate")}
+COMMAND_OF = {"cleaning": "clean", "views": "embed"} | dict.fromkeys(
+    ("protocol", "search", "postprocess"), "eval"
+)
+NEEDED["postprocess=linear"] = ["postprocess.linear.path=x"]
 NEEDED["head=distill_run"] = ["head.teacher.path=x"]
 
 
 @pytest.mark.parametrize(("group", "name"), GROUP_FILES)
 def test_every_yaml_composes(group, name):
-    choice = [f"{group}=[{name}]"] if group == "dataset" else [f"{group}={name}"]
+    choice = [f"{group}=[{name}]"] if group in NAMED else [f"{group}={name}"]
     needed = [f"dataset.{name}.{REQUIRED[name]}=x"] if group == "dataset" and name in REQUIRED else []
     needed += NEEDED.get(f"{group}={name}", [])
-    cfg = composed("clean" if group == "cleaning" else "train", choice + needed)
-    node = cfg["dataset"][name] if group == "dataset" else cfg[group]
+    extra = ["out=x"] if COMMAND_OF.get(group) == "embed" else []
+    cfg = composed(COMMAND_OF.get(group, "train"), choice + needed + extra)
+    node = cfg[group][name] if group in NAMED else cfg[group]["all"] if group == "protocol" else cfg[group]
     assert node["_target_"].startswith("guie.")
 
 

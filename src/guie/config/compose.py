@@ -20,9 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import guie
 from guie.build import REQUIRED, check_keys, signature, unknown_key
-from guie.config import stages, sweeps
+from guie.config import official, stages, sweeps
+from guie.config.folders import directory
 from guie.config.schema import COMMANDS, PATH_KEYS, choices, register
 from guie.errors import UserError
 
@@ -33,13 +33,6 @@ MISTAKES = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 Sweep = Callable[[list[list[str]], str | None, list[list[int]]], int]
 
 
-def directory() -> Path:
-    """Return the folder of presets: beside the package in a wheel, else the checkout's `configs/`."""
-    package = Path(guie.__file__).parent
-    packaged = package / "configs"
-    return packaged if packaged.is_dir() else package.parent.parent / "configs"
-
-
 def enter(command: str, run: Callable[[dict[str, Any]], None], sweep: Sweep | None = None) -> None:
     """Run a command from the console: compose, check, call `run` with a plain dict; never a traceback.
 
@@ -48,7 +41,6 @@ def enter(command: str, run: Callable[[dict[str, Any]], None], sweep: Sweep | No
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sweeps.remember(sys.argv[1:])
     arguments, of_stages = stages.split(sys.argv[1:])
-    sys.argv[1:] = [rewrite(argument) for argument in arguments]
 
     refused: list[UserError] = []
 
@@ -60,7 +52,10 @@ def enter(command: str, run: Callable[[dict[str, Any]], None], sweep: Sweep | No
             refused.append(error)  # raised when Hydra is done: it would print two lines of its own
 
     try:
-        register(command, [directory(), *_own_folders(sys.argv[1:])])
+        folders = [directory(), *_own_folders(arguments)]
+        arguments = official.placed(command, arguments, folders)
+        sys.argv[1:] = [rewrite(argument) for argument in arguments]
+        register(command, folders)
         if {"--help", "-h"} & set(sys.argv[1:]):
             print(help_text(command, [word for word in sys.argv[1:] if not word.startswith("-")]))
         elif sweep and (slots := _slots(command, sys.argv[1:])):
@@ -129,9 +124,10 @@ def _group_defaults(template: Mapping[str, Any]) -> list[str]:
 
 def composed(command: str, overrides: list[str], folders: list[Path] | None = None) -> dict[str, Any]:
     """Return the checked config of a command, as the console would see it; for tests and notebooks."""
-    register(command, [directory(), *(folders or [])])
+    places = [directory(), *(folders or [])]
+    register(command, places)
     whole, of_stages = stages.split(overrides)
-    whole = [rewrite(override) for override in whole]
+    whole = [rewrite(override) for override in official.placed(command, whole, places)]
     try:
         with hydra.initialize_config_dir(str(directory()), version_base=None):
             return with_stages(command, checked(command, hydra.compose(command, whole)), whole, of_stages)
@@ -173,14 +169,15 @@ def _stage(command: str, name: str, overrides: Sequence[str]) -> dict[str, Any]:
 def rewrite(argument: str) -> str:
     """Return one command-line argument as Hydra must see it.
 
-    `eval_on=sop` chooses from the group dataset, `preview=guie5` an augmentation to look at; values of path
-    keys are user-expanded and quoted, since `~`, `=`, `#`, blanks and brackets would die in Hydra's lexer.
+    `eval_on`, `bank` and `distractors` choose from the group dataset, `preview=guie5` an augmentation to
+    look at; values of path keys are user-expanded and quoted, since `~`, `=`, `#`, blanks and brackets would
+    die in Hydra's lexer.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
-    if key == "eval_on":
-        return f"dataset@eval_on={value}"
+    if key in ("eval_on", "bank", "distractors"):
+        return f"dataset@{key}={value}"
     if key == "trainer.dry_run":
         return f"dry_run={value}"
     if key == "preview" and value.lower() not in ("true", "false", "null", ""):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -35,34 +35,36 @@ class Outcome(NamedTuple):
     lists: Columns | None = None
 
 
-class Evaluated(Protocol):
+class Protocol:
     """A protocol: from a data set's embeddings to its numbers. Config group `protocol`.
 
-    `metric` names the number that stands for it; `by_label`: label equality decides, so that several data
-    sets can be searched in one index; `crops`: the splits whose pictures are cropped to their `box`.
+    Rows of the splits `asks` search those of `answers`, each without itself. `metric` names the number that
+    stands for all, the higher the better; `by_label`: label equality decides, so that several data sets can
+    be searched in one index; `crops`: the splits whose pictures are cropped to their `box`.
     """
 
-    @property
-    def metric(self) -> str:
-        """Return the name of the number that stands for all."""
-
-    @property
-    def by_label(self) -> bool:
-        """Return whether label equality decides."""
-
-    @property
-    def crops(self) -> Sequence[str]:
-        """Return the splits whose pictures are cropped to their box."""
+    metric: str
+    by_label: ClassVar[bool] = False
+    asks: Sequence[str]
+    answers: Sequence[str]
+    crops: Sequence[str] = ()
 
     @property
     def roles(self) -> Sequence[Roles]:
         """Return who asks whom."""
+        return [Roles(self.asks, self.answers)]
 
-    def over(self, split: str, present: Sequence[str]) -> Evaluated:
-        """Return the protocol with `split` asking; `present`: the splits that the data set has."""
+    def over(self, split: str, present: Sequence[str]) -> Self:
+        """Return the protocol with `split` asking, and those who answered, where they are not who asked.
+
+        `present`: the splits that the data set has. Where none is left, `split` answers, too.
+        """
+        answers = tuple(name for name in self.answers if name in present and name != "test")
+        return replace(self, asks=(split,), answers=answers or (split,))  # type: ignore[type-var]
 
     def evaluate(self, part: Part) -> Outcome:
-        """Return the numbers; UserError where there is nothing to ask or to search."""
+        """Return the numbers; UserError where there is nobody to ask or to answer."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class Part:
         position = np.full(len(self.embeddings.vectors), -1, dtype=np.int32)
         position[gallery] = np.arange(len(gallery), dtype=np.int32)
         return position[queries]
+
+    def asked(self, queries: np.ndarray, gallery: np.ndarray, depth: int) -> Iterator[tuple[slice, Ranking]]:
+        """Yield (which of the query rows, their ranking (T,depth) in gallery positions) tile by tile."""
+        index = self.search.index(self.side(gallery, labels=True))
+        return asked(index, self.side(queries), depth, self.self_ids(queries, gallery))
 
     def described(self, rows: np.ndarray) -> Columns:
         """Return the columns dataset, file, label and domain of query rows."""
@@ -149,6 +156,17 @@ def asked(
         yield tile, index.search(cut(queries, tile), k, self_ids=selves)
 
 
+def top_of(ranking: Ranking, width: int = SHOWN) -> Ranking:
+    """Return the first results of a ranking, which no longer holds the others in memory."""
+    return Ranking(ranking.ids[:, :width].copy(), ranking.scores[:, :width].copy())
+
+
+def joined(rankings: Sequence[Ranking]) -> Ranking:
+    """Return the rankings of one width of several tiles as one."""
+    ids, scores = ([getattr(one, name) for one in rankings] for name in ("ids", "scores"))
+    return Ranking(np.concatenate(ids), np.concatenate(scores))
+
+
 def cut(side: Side, rows: slice | np.ndarray) -> Side:
     """Return some rows of a side."""
     parts = [None if column is None else column[rows] for column in (side.files, side.labels)]
@@ -184,12 +202,7 @@ def positive(key: str, values: Sequence[int]) -> None:
     accepted(key, list(values), whole, "one or more whole numbers from 1, in brackets")
 
 
-def answering(answers: Sequence[str], split: str, present: Sequence[str]) -> tuple[str, ...]:
-    """Return who answers where `split` asks: who did, where that was not those who asked; else `split`."""
-    return tuple(name for name in answers if name in present and name != "test") or (split,)
-
-
-def settings(protocol: Any) -> dict[str, Any]:
+def settings(protocol: Any) -> Any:
     """Return a protocol's settings, with those of the protocols inside of it, as plain values."""
     if is_dataclass(protocol):
         return {"kind": type(protocol).__name__} | {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,9 +15,8 @@ from guie.protocols.part import (
     Numbers,
     Outcome,
     Part,
-    Roles,
+    Protocol,
     accepted,
-    answering,
     codes,
     interval,
     positive,
@@ -27,11 +27,11 @@ from guie.types import Ranking
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """Rows of the splits `asks` search those of `answers`, each without itself; a hit has the same label.
+class Retrieval(Protocol):
+    """A hit has the query's label.
 
     `recall_ks` are those of R@k, `map_k` is that of mAP@k. With `match_domain` a hit needs the same domain,
-    too; with `mean_of_domains` there is the plain mean over domains (UnED's mMP@5). `group_by` names a further
+    too; with `mean_of_domains` there are plain means over domains (UnED's mMP@5). `group_by` names a further
     column (`group`: Copydays' attack) whose values get numbers of their own. The first `lists` results of
     each query are written. `crops`: the splits whose pictures are cropped to their box.
 
@@ -42,6 +42,7 @@ class Retrieval:
     nearest neighbours, averaged over the domains. Queries without a relevant picture are dropped and counted.
     """
 
+    by_label: ClassVar[bool] = True
     recall_ks: Sequence[int] = (1, 5, 10)
     map_k: int = 100
     metric: str = "mP@5"
@@ -57,20 +58,6 @@ class Retrieval:
         positive("recall_ks", self.recall_ks)
         positive("map_k", [self.map_k])
         accepted("lists", self.lists, self.lists >= 0, "0 (none) or more")
-
-    @property
-    def by_label(self) -> bool:
-        """Return that label equality decides."""
-        return True
-
-    @property
-    def roles(self) -> Sequence[Roles]:
-        """Return who asks whom."""
-        return [Roles(self.asks, self.answers)]
-
-    def over(self, split: str, present: Sequence[str]) -> Retrieval:
-        """Return the protocol with `split` asking."""
-        return replace(self, asks=(split,), answers=answering(self.answers, split, present))
 
     def evaluate(self, part: Part) -> Outcome:
         """Return the numbers on the merged index and on each domain's own."""
@@ -104,7 +91,10 @@ class Retrieval:
             accuracy = domain_mean([summary(mine) for mine in own.values()])["R@1"]
             found["one_shot_error"] = 1.0 - accuracy
         if self.mean_of_domains:
-            found |= {f"mM{name[1:]}": numbers["domain_mean"][name] for name in ("mP@5",)}
+            separate = domain_mean([summary(mine) for mine in own.values()]) if own else {}
+            for name, value in {"mMP@5": "mP@5", "mR@1": "R@1"}.items():
+                found[name] = numbers["domain_mean"][value]
+                found |= {f"{name} separate": separate[value]} if separate else {}
         if self.group_by:
             found["groups"] = _by_group(part, scores, self.group_by)
         return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from guie.metrics.hits import Hits, count_relevant, find_hits, per_query
-from guie.protocols.part import SHOWN, Part, asked
+from guie.protocols.part import SHOWN, Part, joined, top_of
 from guie.types import Ranking, Truth
 
 # Results per query searched for MAP@R at most; where a class is larger, MAP@R is left out.
@@ -52,13 +52,13 @@ def score(part: Part, labels: np.ndarray, queries: np.ndarray, gallery: np.ndarr
     relevant = count_relevant(Truth(labels[queries], gallery_labels, own))
     kept, own, relevant = queries[relevant > 0], own[relevant > 0], relevant[relevant > 0]
     depth, width = _depth(depths, relevant), max(SHOWN, depths.lists)
-    index = part.search.index(part.side(gallery, labels=True))
     tiles = []
-    for tile, ranking in asked(index, part.side(kept), depth, own):
+    for tile, ranking in part.asked(kept, gallery, depth):
         hits = find_hits(ranking.ids, Truth(labels[kept[tile]], gallery_labels, own[tile]), distinct=True)
         values = per_query(hits, recall_ks=tuple(depths.recall_ks), map_k=depths.map_k)
-        top = Ranking(ranking.ids[:, :width].copy(), ranking.scores[:, :width].copy())
-        tiles.append((values, top, first_hits(hits)))
+        if depths.map_k == 1000:
+            values["mAP@1k"] = values.pop("mAP@1000")  # ILIAS' name for it
+        tiles.append((values, top_of(ranking, width), first_hits(hits)))
     return _joined(tiles, kept, relevant, gallery, len(queries) - len(kept), width)
 
 
@@ -84,7 +84,6 @@ def _joined(
     ordered = [name for name in tiles[0][0] if name in names] if tiles else []
     values = {name: np.concatenate([tile[0][name] for tile in tiles]) for name in ordered}
     empty = np.empty((0, width), dtype=np.int32)
-    ids = np.concatenate([empty, *(tile[1].ids for tile in tiles)])
-    scores = np.concatenate([empty.astype(np.float32), *(tile[1].scores for tile in tiles)])
+    top = joined([Ranking(empty, empty.astype(np.float32)), *(tile[1] for tile in tiles)])
     first_hit = np.concatenate([empty[:, 0], *(tile[2] for tile in tiles)])
-    return Scores(kept, values, Ranking(ids, scores), relevant, first_hit, gallery, dropped)
+    return Scores(kept, values, top, relevant, first_hit, gallery, dropped)
