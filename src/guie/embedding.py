@@ -51,6 +51,8 @@ class Task:
 
 def embed_configured(cfg: Mapping[str, Any], here: World, notice: Any) -> None:
     """Embed `dataset` by `ckpt` through `views`, write `formats`; say where."""
+    if not cfg["out"]:
+        raise UserError("out: not given; accepted: a folder that is new, or holds the same job unfinished")
     if cfg["precision"] not in PRECISIONS:
         raise UserError(f"precision: '{cfg['precision']}'; accepted: {', '.join(PRECISIONS)}")
     models = here.on_main(partial(chosen_models, cfg))

@@ -123,7 +123,7 @@ class Embed:
     views: Any = None
     ckpt: Any = None
     weights: Any = None
-    out: str = MISSING
+    out: str | None = None
     formats: Any = "npy"
     ids: str = "stem"
     overwrite: bool = False
