@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+# Values from which on drawing each of them takes seconds.
+MANY = 10_000
+
 
 def bootstrap_interval(
     values: np.ndarray, *, samples: int = 10_000, seed: int = 0, level: float = 0.95
@@ -47,11 +50,32 @@ def _resampled_means(values: np.ndarray, samples: int, rng: np.random.Generator)
     """
     ordered = np.sort(values)
     starts = np.flatnonzero(np.diff(ordered, prepend=-np.inf))
-    distinct, counts = ordered[starts], np.diff(starts, append=len(ordered))
-    if len(distinct) * 8 <= len(values):
-        return rng.multinomial(len(values), counts / len(values), size=samples) @ distinct / len(values)
+    if len(starts) * 8 <= len(values):
+        counts = np.diff(starts, append=len(ordered))
+        return (
+            rng.multinomial(len(values), counts / len(values), size=samples) @ ordered[starts] / len(values)
+        )
+    if len(values) > MANY:
+        return _grouped_means(ordered, samples, rng)
     rows = max(1, 4_000_000 // len(values))
     chunks = [min(rows, samples - start) for start in range(0, samples, rows)]
     return np.concatenate(
         [values[rng.integers(len(values), size=(n, len(values)))].mean(axis=1) for n in chunks]
     )
+
+
+def _grouped_means(
+    ordered: np.ndarray, samples: int, rng: np.random.Generator, groups: int = 512
+) -> np.ndarray:
+    """Return what `_resampled_means` does for very many different values, in ascending order.
+
+    How often each of 128 groups of neighbours is drawn is multinomial; which ones of a group, a normal
+    deviate with its variance, a small share of the whole. Seconds instead of minutes.
+    """
+    starts = np.linspace(0, len(ordered), 128, endpoint=False).astype(np.int64)
+    sizes = np.diff(starts, append=len(ordered))
+    centres = np.add.reduceat(ordered, starts) / sizes
+    spread = np.add.reduceat((ordered - np.repeat(centres, sizes)) ** 2, starts) / sizes
+    drawn = rng.multinomial(len(ordered), sizes / len(ordered), size=samples)
+    deviates = rng.standard_normal(samples) * np.sqrt(drawn @ spread)
+    return (drawn @ centres + deviates) / len(ordered)
