@@ -20,6 +20,16 @@ from guie.postprocess.traversal import EGT
 from guie.search.exact import Exact, knn
 from guie.types import Ranking, Side
 
+STEPS = {
+    "negatives": NegativeSubtraction(),
+    "qe": AlphaQE(),
+    "dba": DBA(),
+    "diffusion": Diffusion(neighbours=10, truncate=100),
+    "egt": EGT(neighbours=20),
+    "superglobal": SuperGlobal(shortlist=50),
+    "k_reciprocal": KReciprocal(),
+}
+
 
 def fitted(steps, bank):
     pipeline = Pipeline(steps, Exact())
@@ -108,6 +118,27 @@ def test_a_step_in_a_place_where_it_cannot_work_is_refused(steps, message):
         Pipeline(steps, Exact())
 
 
+@pytest.mark.parametrize(
+    "step, message",
+    [
+        (AlphaQE(0), r"postprocess\.x\.neighbours: 0; accepted: 1 or more"),
+        (KReciprocal(mix=1.5), r"postprocess\.x\.mix: 1\.5; accepted: 0 to 1"),
+        (Diffusion(alpha=1.0), r"postprocess\.x\.alpha: 1\.0; accepted: 0 to 0\.9999"),
+        (NegativeSubtraction(smoothing=-1), r"postprocess\.x\.smoothing: -1; accepted: 0 or more"),
+        (Prefix(0), r"postprocess\.x\.dim: 0; accepted: 1 or more"),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused_before_anything_is_read(step, message):
+    with pytest.raises(UserError, match=message):
+        Pipeline({"x": step}, Exact())
+
+
+@pytest.mark.parametrize("step", [PCA(), Discriminant(), Prefix(), ScoreNormalisation(), *STEPS.values()])
+def test_ranges_are_those_of_parameters(step):
+    assert set(step.ranges) <= set(step.settings())
+    step.check()
+
+
 def test_only_a_reranking_without_vectors_may_follow_normalised_scores(bank, gallery, queries):
     class Pictures(Step):
         kind = "rerank"
@@ -161,30 +192,19 @@ def test_maps_in_a_row_are_handed_out_for_deployment(bank, queries):
         Pipeline({"dba": DBA()}, Exact()).affine(12)
 
 
-STEPS = {
-    "negatives": NegativeSubtraction(),
-    "qe": AlphaQE(),
-    "dba": DBA(),
-    "diffusion": Diffusion(neighbours=10, truncate=100),
-    "egt": EGT(neighbours=20),
-    "superglobal": SuperGlobal(shortlist=50),
-    "k_reciprocal": KReciprocal(),
-}
-
-
 @pytest.mark.parametrize("name", list(STEPS))
 def test_no_step_holds_the_scores_of_all_pairs(name):
     r = np.random.default_rng(0)
-    rows = r.standard_normal((5500, 16), dtype=np.float32)
+    rows = r.standard_normal((4500, 16), dtype=np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    asked = 1500 if STEPS[name].all_queries else 100
-    pipeline = fitted({name: STEPS[name]}, Side(rows[:1500]))
+    asked = 500 if STEPS[name].all_queries else 100
+    pipeline = fitted({name: STEPS[name]}, Side(rows[:1000]))
     tracemalloc.start()
-    pipeline.index(Side(rows[1500:])).search(Side(rows[:asked]), 5)
+    pipeline.index(Side(rows[500:])).search(Side(rows[:asked]), 5)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # scores within the gallery, or of all nodes with each other for the step that sees all queries
-    nodes = 5500 if STEPS[name].all_queries else 4000
+    nodes = 4500 if STEPS[name].all_queries else 4000
     assert peak < 4 * nodes**2
 
 

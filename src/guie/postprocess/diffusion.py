@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from guie.postprocess.graph import Edges, neighbour_graph
-from guie.postprocess.step import Stage, Step, followed_by
+from guie.postprocess.step import ANY, SOME, Ranges, Stage, Step, followed_by
 from guie.types import Index, Ranking, Side
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ class Diffusion(Step):
     """
 
     kind = "rerank"
+    ranges: ClassVar[Ranges] = {
+        **dict.fromkeys(("neighbours", "query_neighbours", "truncate", "iterations"), SOME),
+        **{"gamma": ANY, "alpha": (0, 0.9999), "tolerance": ANY},
+    }
 
     def __init__(
         self,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 
-from guie.postprocess.step import Stage, Step
+from guie.postprocess.step import ANY, SOME, Ranges, Stage, Step
 from guie.postprocess.vectors import neighbour_sum, similarity_weights, unit
 from guie.types import Index, Side
 
@@ -19,6 +20,7 @@ class AlphaQE(Step):
     """
 
     kind = "query"
+    ranges: ClassVar[Ranges] = {"neighbours": SOME, "alpha": ANY}
 
     def __init__(self, neighbours: int = 10, alpha: float = 3.0) -> None:
         self.neighbours = neighbours
@@ -40,6 +42,7 @@ class DBA(Step):
     """
 
     kind = "gallery"
+    ranges: ClassVar[Ranges] = {"neighbours": SOME, "alpha": ANY}
 
     def __init__(self, neighbours: int = 10, alpha: float = 3.0) -> None:
         self.neighbours = neighbours

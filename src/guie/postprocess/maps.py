@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from guie.errors import UserError
-from guie.postprocess.step import Role, Step
+from guie.postprocess.step import ANY, SOME, Ranges, Role, Step
 from guie.postprocess.vectors import chunks, unit
 from guie.types import Side
 
@@ -64,6 +65,7 @@ class PCA(Affine):
     """
 
     needs_bank = True
+    ranges: ClassVar[Ranges] = {"dim": SOME, "shrinkage": ANY}
 
     def __init__(self, dim: int = 64, whiten: bool = False, shrinkage: float = 0.0) -> None:
         self.dim = dim
@@ -95,6 +97,7 @@ class Discriminant(Affine):
     """
 
     needs_bank = True
+    ranges: ClassVar[Ranges] = {"dim": SOME, "shrinkage": ANY}
 
     def __init__(self, dim: int = 64, shrinkage: float = 1.0) -> None:
         self.dim = dim
@@ -125,6 +128,8 @@ class Linear(Affine):
 
 class Prefix(Affine):
     """The first `dim` dimensions alone, for embeddings trained so (Matryoshka, Kusupati et al. 2022)."""
+
+    ranges: ClassVar[Ranges] = {"dim": SOME}
 
     def __init__(self, dim: int = 64) -> None:
         self.dim = dim

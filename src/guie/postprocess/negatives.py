@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 
 from guie.errors import UserError
 from guie.postprocess.expansion import smoothed
-from guie.postprocess.step import Role, Step
+from guie.postprocess.step import ANY, SOME, Ranges, Role, Step
 from guie.postprocess.vectors import chunks, neighbour_sum, unit
 from guie.search.exact import Exact, knn
 from guie.types import Side
@@ -22,6 +23,7 @@ class NegativeSubtraction(Step):
     """
 
     needs_bank = True
+    ranges: ClassVar[Ranges] = {"neighbours": SOME, "beta": ANY, "smoothing": ANY, "alpha": ANY}
 
     def __init__(
         self, neighbours: int = 10, beta: float = 0.35, smoothing: int = 10, alpha: float = 3.0
@@ -70,6 +72,7 @@ class ScoreNormalisation(Step):
 
     needs_bank = True
     ends_vectors = True
+    ranges: ClassVar[Ranges] = {"neighbours": SOME, "beta": ANY}
 
     def __init__(self, neighbours: int = 3, beta: float = 1.0) -> None:
         self.neighbours = neighbours

@@ -24,13 +24,16 @@ from guie.types import Index, Ranking, Search, Side
 class Pipeline:
     """Named `steps` before and after `search`.
 
-    Raises UserError where a step stands in a place where it cannot work.
+    Raises UserError on a parameter out of range, and where a step stands in a place where it cannot work.
     """
 
     def __init__(self, steps: Mapping[str, Step], search: Search) -> None:
         self.steps = dict(steps)
         self.search = search
         _check_order(self.steps)
+        for name, step in self.steps.items():
+            with named(name):
+                step.check()
 
     def fit(self, bank: Side) -> None:
         """Fit each step that needs it to training vectors, as the maps before it leave them."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from guie.postprocess.step import Stage, Step
+from guie.postprocess.step import SOME, Ranges, Stage, Step
 from guie.postprocess.vectors import chunks
 from guie.search.exact import knn
 from guie.types import Ranking, Side
@@ -31,6 +31,7 @@ class KReciprocal(Step):
 
     kind = "rerank"
     all_queries = True
+    ranges: ClassVar[Ranges] = {"k1": SOME, "k2": SOME, "mix": (0, 1)}
 
     def __init__(self, k1: int = 20, k2: int = 6, mix: float = 0.3) -> None:
         self.k1 = k1

@@ -13,7 +13,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from guie.errors import UserError
 from guie.types import Index, Ranking, Side
+
+Ranges = Mapping[str, tuple[float, float]]
+ANY = (0, np.inf)
+SOME = (1, np.inf)
 
 Role = Literal["query", "gallery"]
 Kind = Literal["map", "gallery", "query", "rerank"]
@@ -39,6 +44,7 @@ class Step:
     `all_queries`: its result depends on which queries are asked together, so they must come at once.
     `reads_vectors`: False for a re-ranking that looks at the ranking, files and pictures alone.
     `ends_vectors`: what it returns is no embedding any more, only steps that do not read vectors may follow.
+    `ranges`: the least and the largest value of each parameter that has such.
     """
 
     kind: ClassVar[Kind] = "map"
@@ -46,6 +52,7 @@ class Step:
     all_queries: ClassVar[bool] = False
     reads_vectors: ClassVar[bool] = True
     ends_vectors: ClassVar[bool] = False
+    ranges: ClassVar[Ranges] = {}
 
     @property
     def depth(self) -> int:
@@ -55,6 +62,13 @@ class Step:
     def settings(self) -> dict[str, Any]:
         """Return the parameters by name, as a config gives them."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def check(self) -> None:
+        """Raise UserError on a parameter outside of its range."""
+        for name, (least, most) in self.ranges.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                accepted = f"{least} or more" if most == np.inf else f"{least} to {most}"
+                raise UserError(f"{name}: {value}; accepted: {accepted}")
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that the embedding space depends on; what was fitted counts beside them."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
-from guie.postprocess.step import Stage, Step, followed_by
+from guie.postprocess.step import ANY, SOME, Ranges, Stage, Step, followed_by
 from guie.types import Ranking, Side
 
 
@@ -18,6 +20,7 @@ class SuperGlobal(Step):
     """
 
     kind = "rerank"
+    ranges: ClassVar[Ranges] = {"shortlist": SOME, "neighbours": ANY, "beta": ANY}
 
     def __init__(self, shortlist: int = 400, neighbours: int = 9, beta: float = 0.15) -> None:
         self.shortlist = shortlist

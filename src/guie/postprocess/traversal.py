@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
+from typing import ClassVar
 
 import numpy as np
 
 from guie.postprocess.graph import Edges, neighbour_graph
-from guie.postprocess.step import Stage, Step
+from guie.postprocess.step import SOME, Ranges, Stage, Step
 from guie.types import Index, Ranking, Side
 
 
@@ -21,6 +22,7 @@ class EGT(Step):
     """
 
     kind = "rerank"
+    ranges: ClassVar[Ranges] = {"neighbours": SOME}
 
     def __init__(self, neighbours: int = 250, threshold: float = 0.42) -> None:
         self.neighbours = neighbours
@@ -41,7 +43,7 @@ class EGT(Step):
         for row in range(len(ids)):
             own = -1 if self_ids is None else int(self_ids[row])
             old = ids[row][ids[row] >= 0]
-            taken = self._walk(Edges(old, scores[row]), stage.kept, own, len(old))
+            taken = self._walk(Edges(old, scores[row, : len(old)]), stage.kept, own, len(old))
             left = ~np.isin(old, list(taken))
             behind = np.concatenate([list(taken.values()), scores[row, : len(old)][left]])
             ids[row, : len(old)] = np.concatenate([list(taken), old[left]])[: len(old)]
@@ -50,8 +52,8 @@ class EGT(Step):
 
     def _walk(self, first: Edges, edges: Edges, own: int, wanted: int) -> dict[int, float]:
         """Return the nodes taken with the similarity at which each was, in the order of the walk."""
-        offers = _Offers(own)
-        offers.add(first.ids[: self.neighbours], first.weights)
+        offers = _Offers(len(edges.ids), own)
+        offers.add(first.ids[: self.neighbours], first.weights[: self.neighbours])
         taken: dict[int, float] = {}
         while offers.heap and len(taken) < wanted:
             latest: list[int] = []
@@ -68,9 +70,10 @@ class EGT(Step):
 class _Offers:
     """Nodes by the best weight offered; `own` is never taken in."""
 
-    def __init__(self, own: int) -> None:
+    def __init__(self, nodes: int, own: int) -> None:
         self.heap: list[tuple[float, int, int]] = []
-        self._weights = {own: np.inf}
+        self._weights = np.full(nodes, -np.inf, dtype=np.float32)
+        self._weights[own : own + 1] = np.inf  # nothing where own is -1
         self._count = 0
 
     @property
@@ -78,11 +81,11 @@ class _Offers:
         return -self.heap[0][0]
 
     def add(self, nodes: np.ndarray, weights: np.ndarray) -> None:
-        for node, weight in zip(nodes.tolist(), weights.tolist(), strict=False):
-            if node >= 0 and weight > self._weights.get(node, -np.inf):
-                self._weights[node] = weight
-                self._count += 1
-                heapq.heappush(self.heap, (-weight, self._count, node))
+        better = weights > self._weights[nodes]  # never where there is no node: its weight is -inf
+        self._weights[nodes[better]] = weights[better]
+        for node, weight in zip(nodes[better].tolist(), weights[better].tolist(), strict=True):
+            self._count += 1
+            heapq.heappush(self.heap, (-weight, self._count, node))
 
     def pop(self) -> tuple[int, float]:
         weight, _, node = heapq.heappop(self.heap)
