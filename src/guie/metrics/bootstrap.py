@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-# Values from which on drawing each of them takes seconds.
+# Different values whose counts are drawn at once, and values from which on drawing each one takes seconds.
+FEW = 1000
 MANY = 10_000
 
 
@@ -50,11 +51,9 @@ def _resampled_means(values: np.ndarray, samples: int, rng: np.random.Generator)
     """
     ordered = np.sort(values)
     starts = np.flatnonzero(np.diff(ordered, prepend=-np.inf))
-    if len(starts) * 8 <= len(values):
-        counts = np.diff(starts, append=len(ordered))
-        return (
-            rng.multinomial(len(values), counts / len(values), size=samples) @ ordered[starts] / len(values)
-        )
+    if len(starts) <= min(len(values) // 8, FEW):
+        shares = np.diff(starts, append=len(ordered)) / len(values)
+        return rng.multinomial(len(values), shares, size=samples) @ ordered[starts] / len(values)
     if len(values) > MANY:
         return _grouped_means(ordered, samples, rng)
     rows = max(1, 4_000_000 // len(values))
@@ -64,9 +63,7 @@ def _resampled_means(values: np.ndarray, samples: int, rng: np.random.Generator)
     )
 
 
-def _grouped_means(
-    ordered: np.ndarray, samples: int, rng: np.random.Generator, groups: int = 512
-) -> np.ndarray:
+def _grouped_means(ordered: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
     """Return what `_resampled_means` does for very many different values, in ascending order.
 
     How often each of 128 groups of neighbours is drawn is multinomial; which ones of a group, a normal
