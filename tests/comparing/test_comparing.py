@@ -16,7 +16,8 @@ from guie.comparing.pairing import paired, read
 from guie.comparing.story import compare, compare_configured
 from guie.config.compose import composed
 from guie.errors import UserError
-from guie.evaluate import write_columns
+from guie.evaluate import evaluate, write_columns
+from guie.types import Embeddings
 
 DRAWN = Bootstrap(samples=500, seed=0, level=0.95)
 
@@ -141,7 +142,7 @@ def test_numbers_that_are_no_mean_over_queries_are_told_without_an_interval(tmp_
         for name, value in (("a", 0.5), ("b", 0.75))
     )
     found = compare(*results(a, b), bootstrap=DRAWN, show=3)["wholes"]
-    assert found == [{"dataset": "sop", "metric": "RP90", "baseline": 0.5, "candidate": 0.75, "gain": 0.25}]
+    assert found == [{"dataset": "sop", "metric": "RP90", "baseline": 0.5, "candidate": 0.75, "change": 0.25}]
 
 
 def test_other_queries_are_refused_with_their_number_and_compared_on_request(tmp_path):
@@ -221,6 +222,42 @@ def test_the_metric_of_the_protocol_decides_who_changed_most(tmp_path):
     numbers = {"trained": {}, "protocols": {"met": {"metric": "R@1"}}}
     a, b = (written(tmp_path / name, columns(seed), numbers) for seed, name in enumerate("ab"))
     assert compare(*results(a, b), bootstrap=DRAWN, show=3)["metric"] == "R@1"
+
+
+def evaluated(folder, noise):
+    """Evaluate noisy clusters of two domains and write what guie-eval writes."""
+    r = np.random.default_rng(1)
+    labels = np.arange(120) % 20
+    vectors = r.standard_normal((20, 8))[labels] + noise * r.standard_normal((120, 8))
+    found = evaluate(
+        Embeddings(
+            (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32),
+            files=np.array([f"{i}.jpg" for i in range(120)], dtype=object),
+            labels=labels.astype(str).astype(object),
+            domains=np.where(labels < 8, "art", "food").astype(object),
+            splits=np.full(120, "test", dtype=object),
+            space_id=str(noise),
+        )
+    )
+    folder.mkdir()
+    found.write_queries(folder / "queries.parquet")
+    numbers = {"trained": found.metrics, "protocols": found.protocols}
+    (folder / "metrics.json").write_text(json.dumps(numbers))
+    return read("baseline", str(folder)), found.metrics["data"]
+
+
+def test_evaluations_are_compared_by_the_numbers_that_they_report(tmp_path):
+    (a, before), (b, after) = (evaluated(tmp_path / name, noise) for name, noise in (("a", 1.0), ("b", 0.5)))
+    found = compare(a, b, bootstrap=DRAWN, show=3)
+    rows_of = {(row["domain"], row["metric"]): row for row in found["gains"]}
+    for metric in ("mP@5", "R@1", "MAP@R", "MRR"):
+        row = rows_of[None, metric]
+        assert (row["baseline"], row["candidate"]) == pytest.approx((before[metric], after[metric]))
+        row, merged = rows_of["food", metric], after["domains"]["food"]["merged"]
+        assert row["candidate"] == pytest.approx(merged[metric])
+    row = rows_of["food", "own mP@5"]
+    assert row["baseline"] == pytest.approx(before["domains"]["food"]["mP@5"])
+    assert rows_of[None, "mP@5"]["verdict"] == "better" and found["metric"] == "mP@5"
 
 
 def test_the_command_takes_two_folders_and_writes_json_and_a_page(two, capsys, monkeypatch):

@@ -86,7 +86,7 @@ def table(
 
 
 def wholes(baseline: Result, candidate: Result) -> list[dict[str, Any]]:
-    """Return the rows dataset, metric, both numbers and the gain of what is no mean over queries, as RP90."""
+    """Return the rows dataset, metric, both numbers, change of what is no mean over queries, as RP90."""
     ours, theirs = (result.numbers.get("trained", {}) for result in (baseline, candidate))
     rows = []
     for dataset in (name for name in ours if name in theirs and name != "merged"):
@@ -94,7 +94,7 @@ def wholes(baseline: Result, candidate: Result) -> list[dict[str, Any]]:
             other = theirs[dataset].get(metric)
             if metric not in baseline.metrics and isinstance(value, float) and isinstance(other, float):
                 row = {"dataset": dataset, "metric": metric, "baseline": value, "candidate": other}
-                rows.append(row | {"gain": other - value})
+                rows.append(row | {"change": other - value})
     return rows
 
 

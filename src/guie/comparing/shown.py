@@ -26,7 +26,7 @@ def print_tables(found: Mapping[str, Any], console: Any = None) -> None:
         console.print(_table(title, (by, "queries", *NUMBERS, ""), [_gain_cells(row, by) for row in rows]))
     if found["wholes"]:
         title = "of the whole data set: no interval"
-        columns = ("data set", "metric", *NUMBERS[:3])
+        columns = ("data set", "metric", "baseline", "candidate", "change")
         console.print(_table(title, columns, [_whole_cells(row) for row in found["wholes"]]))
     console.print(f"open: the {found['level']:.0%} interval holds 0", style="dim", highlight=False)
     for name, queries in found["changed"].items():
@@ -66,7 +66,7 @@ def _table(title: str, columns: Sequence[str], rows: list[list[str]]) -> Any:
         box=SIMPLE_HEAD, title=Text(title), title_justify="left", padding=(0, 1, 0, 0), pad_edge=False
     )
     for name in columns:
-        right = name in (*NUMBERS, "queries", "value", "first hit")
+        right = name in (*NUMBERS, "queries", "change", "value", "first hit")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
@@ -75,15 +75,13 @@ def _table(title: str, columns: Sequence[str], rows: list[list[str]]) -> Any:
 
 def _gain_cells(row: Mapping[str, Any], by: str) -> list[str]:
     interval = f"{_signed(row['low'])} to {_signed(row['high'])}"
-    return [row[by], f"{row['queries']:,}", *_three(row), interval, row["verdict"]]
+    numbers = [_share(row["baseline"]), _share(row["candidate"]), _signed(row["gain"])]
+    return [row[by], f"{row['queries']:,}", *numbers, interval, row["verdict"]]
 
 
 def _whole_cells(row: Mapping[str, Any]) -> list[str]:
-    return [row["dataset"], row["metric"], *_three(row)]
-
-
-def _three(row: Mapping[str, Any]) -> list[str]:
-    return [_share(row["baseline"]), _share(row["candidate"]), _signed(row["gain"])]
+    numbers = [_share(row["baseline"]), _share(row["candidate"]), _signed(row["change"])]
+    return [row["dataset"], row["metric"], *numbers]
 
 
 def _share(value: float) -> str:
