@@ -145,6 +145,13 @@ def test_numbers_that_are_no_mean_over_queries_are_told_without_an_interval(tmp_
     assert found == [{"dataset": "sop", "metric": "RP90", "baseline": 0.5, "candidate": 0.75, "change": 0.25}]
 
 
+def test_numbers_of_other_queries_are_not_told_for_the_common_ones(tmp_path):
+    said = {"trained": {"sop": {"RP90": 0.5}}}
+    a = written(tmp_path / "a", columns(0), said)
+    b = written(tmp_path / "b", rows(columns(1), np.arange(30)), said)
+    assert compare(*results(a, b), bootstrap=DRAWN, show=3, common=True)["wholes"] == []
+
+
 def test_other_queries_are_refused_with_their_number_and_compared_on_request(tmp_path):
     a = written(tmp_path / "a", rows(columns(0), np.arange(50)))
     b = written(tmp_path / "b", rows(columns(1), np.arange(10, 60)))
@@ -204,7 +211,7 @@ def test_folders_without_an_evaluation_are_refused(tmp_path):
     written(tmp_path / "run" / "eval" / "met", columns())
     with pytest.raises(UserError, match=r"candidate: .*: several evaluations: .*met, .*sop; accepted: one"):
         read("candidate", str(tmp_path / "run"))
-    (tmp_path / "run" / "eval" / "met" / "metrics.json").write_text("{")
+    (tmp_path / "run" / "eval" / "met" / "metrics.json").write_text("[1]")
     with pytest.raises(UserError, match=r"baseline: .*met: .*accepted: metrics.json and queries.parquet"):
         read("baseline", str(tmp_path / "run" / "eval" / "met"))
     other = written(tmp_path / "other", {"file": np.array(["a"], dtype=object)})
@@ -281,6 +288,12 @@ def test_tables_fit_a_terminal_of_eighty_columns(two):
     shown.print_tables(found, Console(width=80, file=screen))
     text = screen.getvalue()
     assert "…" not in text and "sop: mP@5 by domain" in text
+
+
+@pytest.mark.parametrize("value, text", [(-0.0123, "-.0123"), (0.5, "+.5000"), (-10.25, "-10.2500")])
+def test_changes_are_written_with_their_sign(value, text):
+    row = {"dataset": "sop", "metric": "RP90_threshold", "baseline": 0.0, "candidate": value, "change": value}
+    assert shown._whole_cells(row)[-1] == text
 
 
 def test_folders_may_hold_what_the_command_line_reads_otherwise(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def groups(datasets: np.ndarray, domains: np.ndarray) -> Iterator[Group]:
         yield Group(name, None, chosen)
         parts = sorted(set(domains[chosen].tolist()))
         for domain in parts if len(parts) > 1 else ():
-            yield Group(name, domain, chosen & (domains == domain))
+            yield Group(name, domain or "no domain", chosen & (domains == domain))
 
 
 def gain(baseline: np.ndarray, candidate: np.ndarray, bootstrap: Bootstrap) -> Gain | None:

@@ -57,9 +57,9 @@ def read(key: str, place: str) -> Result:
 
     folder = _evaluated(key, Path(place).expanduser())
     try:
-        numbers = json.loads((folder / "metrics.json").read_text())
+        numbers = dict(json.loads((folder / "metrics.json").read_text()))
         queries = pq.ParquetFile(folder / "queries.parquet").read()
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+    except (OSError, ValueError, TypeError) as error:  # pyarrow's errors are ValueErrors
         said = " ".join(str(error).split())
         raise UserError(f"{key}: {folder}: {said}; accepted: metrics.json and queries.parquet") from None
     result = Result(folder, numbers, queries)

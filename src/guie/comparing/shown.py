@@ -89,7 +89,7 @@ def _share(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("0.", ".", 1)
+    return f"{value:+.4f}"[0] + _share(abs(value))
 
 
 def short(text: str, width: int) -> str:

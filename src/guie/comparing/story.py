@@ -68,6 +68,7 @@ def compare(
     UserError where it is none of both, or the queries differ (`paired`).
     """
     rows = paired(baseline, candidate, common=common)
+    left_out = [len(baseline.queries) - len(rows[0]), len(candidate.queries) - len(rows[1])]
     metrics = [name for name in baseline.metrics if name in candidate.metrics]
     datasets, domains = (baseline.column(name)[rows[0]] for name in ("dataset", "domain"))
     metric = metric or baseline.main_metric(sorted(set(datasets.tolist()))[0])
@@ -83,11 +84,11 @@ def compare(
         "baseline": str(baseline.folder),
         "candidate": str(candidate.folder),
         "queries": len(rows[0]),
-        "left_out": [len(baseline.queries) - len(rows[0]), len(candidate.queries) - len(rows[1])],
+        "left_out": left_out,
         **bootstrap._asdict(),
         "metric": metric,
         "gains": table(ours, theirs, list(groups(datasets, domains)), bootstrap),
-        "wholes": wholes(baseline, candidate),
+        "wholes": [] if any(left_out) else wholes(baseline, candidate),
         "changed": _changed(baseline, candidate, rows, metric, show),
     }
 
