@@ -292,8 +292,7 @@ def test_tables_fit_a_terminal_of_eighty_columns(two):
 
 @pytest.mark.parametrize("value, text", [(-0.0123, "-.0123"), (0.5, "+.5000"), (-10.25, "-10.2500")])
 def test_changes_are_written_with_their_sign(value, text):
-    row = {"dataset": "sop", "metric": "RP90_threshold", "baseline": 0.0, "candidate": value, "change": value}
-    assert shown._whole_cells(row)[-1] == text
+    assert shown.signed(value) == text
 
 
 def test_folders_may_hold_what_the_command_line_reads_otherwise(tmp_path, monkeypatch):

@@ -74,22 +74,24 @@ def _table(title: str, columns: Sequence[str], rows: list[list[str]]) -> Any:
 
 
 def _gain_cells(row: Mapping[str, Any], by: str) -> list[str]:
-    interval = f"{_signed(row['low'])} to {_signed(row['high'])}"
-    numbers = [_share(row["baseline"]), _share(row["candidate"]), _signed(row["gain"])]
+    interval = f"{signed(row['low'])} to {signed(row['high'])}"
+    numbers = [share(row["baseline"]), share(row["candidate"]), signed(row["gain"])]
     return [row[by], f"{row['queries']:,}", *numbers, interval, row["verdict"]]
 
 
 def _whole_cells(row: Mapping[str, Any]) -> list[str]:
-    numbers = [_share(row["baseline"]), _share(row["candidate"]), _signed(row["change"])]
+    numbers = [share(row["baseline"]), share(row["candidate"]), signed(row["change"])]
     return [row["dataset"], row["metric"], *numbers]
 
 
-def _share(value: float) -> str:
+def share(value: float) -> str:
+    """Return a number as .5000, 1.0000 or 12.2500."""
     return f"{value:.4f}".removeprefix("0")
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.4f}"[0] + _share(abs(value))
+def signed(value: float) -> str:
+    """Return a change as +.0123, -.0123 or -10.2500."""
+    return f"{value:+.4f}"[0] + share(abs(value))
 
 
 def short(text: str, width: int) -> str:
@@ -120,8 +122,8 @@ def write_page(found: Mapping[str, Any], path: Path) -> None:
         found=found,
         headline=headline(found),
         datasets=drawn,
-        signed=_signed,
-        share=_share,
+        signed=signed,
+        share=share,
         moved=moved,
     )
     replace_file(path, html.encode())
