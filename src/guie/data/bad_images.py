@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
+
 from guie.datasets.manifest import Manifest
 from guie.errors import UserError
 
@@ -19,7 +21,8 @@ class BadImages:
 
     `policy="skip"`: the caller replaces them (see `replacement`), and the run fails when their share of the
     manifest's rows rises above `max_share`. `policy="fail"`: the first one ends the run. A list that is
-    already at `path` is continued, so a resumed run keeps its count.
+    already at `path` is continued, so a resumed run keeps its count. Processes that share `path` share one
+    list, and each judges by what all of them have found.
     """
 
     def __init__(
@@ -34,9 +37,8 @@ class BadImages:
         self.manifest, self.policy, self.max_share = manifest, policy, max_share
         self.path = Path(path) if path else None
         self.reasons: dict[tuple[str, str], str] = {}
-        if self.path and self.path.exists():
-            with self.path.open(newline="") as file:
-                self.reasons = {(row["file"], row["entry"]): row["reason"] for row in csv.DictReader(file)}
+        self._seen: tuple[int, int] | None = None
+        self._read()
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -56,8 +58,7 @@ class BadImages:
             )
         if (file, entry or "") in self.reasons:
             return
-        self.reasons[file, entry or ""] = reason
-        self._write()
+        self._list((file, entry or ""), reason)
         share = len(self) / len(self.manifest)
         if share > self.max_share:
             listed = f", listed in {self.path}" if self.path else ""
@@ -66,13 +67,35 @@ class BadImages:
                 f"{listed}; the last is {place} ({reason}); accepted: at most {self.max_share:.1%}"
             )
 
-    def _write(self) -> None:
+    def _list(self, place: tuple[str, str], reason: str) -> None:
+        """Add to the list, behind what other processes have added to it."""
         if self.path is None:
+            self.reasons[place] = reason
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            self._read()
+            if place not in self.reasons:
+                self.reasons[place] = reason
+                self._write(self.path)
+
+    def _read(self) -> None:
+        """Take over what is listed, where it is not what this process has written."""
+        if self.path is None or not self.path.exists() or _version(self.path) == self._seen:
+            return
+        with self.path.open(newline="") as file:
+            self.reasons |= {(row["file"], row["entry"]): row["reason"] for row in csv.DictReader(file)}
+
+    def _write(self, path: Path) -> None:
+        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "entry", "reason"])
             writer.writerows((*place, reason) for place, reason in sorted(self.reasons.items()))
-        os.replace(partial, self.path)
+        os.replace(partial, path)
+        self._seen = _version(path)
+
+
+def _version(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size
