@@ -6,10 +6,11 @@ is passed over, what is there from another job is refused.
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -122,11 +123,15 @@ def held(out: Path, here: World) -> Iterator[None]:
 
     here.on_main(take)
     try:
-        if here.is_main:
-            with runfolder.log_file(out):
-                yield
-        else:
+        with runfolder.log_file(out) if here.is_main else nullcontext():
             yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"out: {error.strerror} while writing {out}; what was computed is kept; accepted: the same "
+            "command again where there is room"
+        ) from None
     finally:
         lock.release()
 
@@ -236,6 +241,8 @@ def write(task: Task, kinds: tuple[str, ...], weights: Mapping[str, float]) -> N
     """Write a data set's folder: what `embeddings.load` reads, the formats, the list of bad pictures."""
     parts = {model: np.load(path, mmap_mode="r") for model, path in task.files.items()}
     rows = concatenation.good_rows(parts)
+    if not len(rows):
+        raise UserError(f"dataset: {task.folder.name}: none of {len(task.rows)} pictures can be read")
     vectors = next(iter(parts.values()))
     if len(parts) > 1 or len(rows) < len(vectors):
         concatenation.write(task.work / "vectors.npy", parts, weights, rows)

@@ -116,6 +116,17 @@ def test_reasons_of_bad_pictures_outlive_the_process_that_found_them(embedder, m
     assert set(listed.reasons) == {("0.png", "")}
 
 
+def test_one_process_that_fails_is_heard_by_those_that_go_on(tmp_path):
+    one, other = (Shards(tmp_path / "shards", 11, 3, 4) for _ in range(2))
+    one.begin()
+    other.check_stopped()
+    one.stop("bad_images: a.png cannot be used")
+    with pytest.raises(UserError, match=r"bad_images: a\.png cannot be used"):
+        other.check_stopped()
+    other.begin()
+    one.check_stopped()
+
+
 def test_shards_are_whole_batches_enough_of_them_and_not_too_large():
     for num_rows, batch in ((1, 128), (11, 4), (60_502, 128), (10**8, 128)):
         each = rows_each(num_rows, batch)

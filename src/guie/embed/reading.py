@@ -128,7 +128,7 @@ def _collected(places: range, futures: list[Future]) -> tuple[range, list[Any]]:
 def exact(manifest: Manifest, embedder: Any) -> Picture:
     """Return the one look of evaluation."""
     spec = embedder.preprocess
-    return lambda view, row: (load(manifest.read(row), spec),)
+    return lambda view, row: (load(manifest.read(row), spec, box=manifest.crop(row)),)
 
 
 def looks(manifest: Manifest, embedder: Any, views: Views | None) -> Picture:
@@ -139,7 +139,7 @@ def looks(manifest: Manifest, embedder: Any, views: Views | None) -> Picture:
     chosen = [view for view in views.of(embedder.preprocess) if not view.mirrored]
 
     def picture(_: int, row: int) -> Sequence[np.ndarray]:
-        image = decode(manifest.read(row), background=background)
+        image = decode(manifest.read(row), background=background, box=manifest.crop(row))
         return [_seen(image, view) for view in chosen]
 
     return picture

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from guie.durable import replace_file, sync
+from guie.errors import UserError
 
 # A shard is small against the whole, so that ranks end together and a kill costs little, but not tiny.
 SHARDS_WANTED = 64
@@ -45,9 +46,22 @@ class Shards:
         """Return whether a shard is there."""
         return self._path(number).exists()
 
+    def begin(self) -> None:
+        """Make the folder ready for all that will write there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._stopped.unlink(missing_ok=True)
+
+    def stop(self, reason: str) -> None:
+        """Tell the other processes that it makes no sense to go on."""
+        replace_file(self._stopped, reason.encode())
+
+    def check_stopped(self) -> None:
+        """Raise UserError where another process has said `stop`."""
+        if self._stopped.exists():
+            raise UserError(self._stopped.read_text())
+
     def save(self, number: int, values: np.ndarray, bad: dict[int, str]) -> None:
         """Write a shard; `bad` gives the reason of each of its rows that is NaN."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         if bad:
             replace_file(self._path(number).with_suffix(".json"), json.dumps(bad).encode())
         data = io.BytesIO()
@@ -71,6 +85,10 @@ class Shards:
     def _bad(self) -> Iterator[tuple[str, str]]:
         for file in sorted(self.folder.glob("[0-9]*.json")):
             yield from json.loads(file.read_bytes()).items()
+
+    @property
+    def _stopped(self) -> Path:
+        return self.folder / "stopped"
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.npy"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from guie.embed.reading import Job, Progress, Reader, check_sizes, embedding, ev
 from guie.embed.shards import Shards, reasons, reasons_path, rows_each
 from guie.embed.space import digest, space_id
 from guie.embeddings import from_manifest
+from guie.errors import UserError
 from guie.train.distributed import World
 from guie.types import Embeddings
 
@@ -69,10 +71,11 @@ def vectors_file(embedder: Any, job: Job, folder: Path, here: World, space: str)
         mine = [number for number in range(here.rank, len(shards), here.size)]
         missing = [number for number in mine if not shards.has(number)]
         done = sum(len(shards.rows(number)) for number in set(mine) - set(missing))
-        with evaluating(embedder, job.reader.device):
+        here.on_main(shards.begin)
+        with _together(here, shards.stop), evaluating(embedder, job.reader.device):
             for number, values, bad in _made(embedder, job, shards, missing, done):
                 shards.save(number, values, bad)
-        _wait_for_all(here)
+                shards.check_stopped()
         here.on_main(partial(shards.join, path))
     here.on_main(lambda: _list_bad(job.bad_images, reasons(path)))
     return path
@@ -80,9 +83,8 @@ def vectors_file(embedder: Any, job: Job, folder: Path, here: World, space: str)
 
 def _in_memory(embedder: Any, job: Job, here: World) -> np.ndarray:
     shards = _shards(embedder, job, Path())
-    with evaluating(embedder, job.reader.device):
+    with _together(here), evaluating(embedder, job.reader.device):
         made = list(_made(embedder, job, shards, range(here.rank, len(shards), here.size)))
-    _wait_for_all(here)
     parts = sorted((part for one in here.gather(made) for part in one), key=lambda part: part[0])
     found = {row: reason for _, _, bad in parts for row, reason in bad.items()}
     here.on_main(lambda: _list_bad(job.bad_images, found))
@@ -117,6 +119,23 @@ def _list_bad(bad_images: BadImages, found: dict[int, str]) -> bool:
     for row, reason in sorted(found.items()):
         bad_images.add(row, reason)
     return bool(found)
+
+
+@contextmanager
+def _together(here: World, stop: Callable[[str], None] = lambda reason: None) -> Iterator[None]:
+    """Leave the block when every process has; all raise the UserError of one, which `stop` tells the others."""
+    said = None
+    try:
+        yield
+    except UserError as error:
+        if here.size == 1:
+            raise
+        said = str(error)
+        stop(said)
+    _wait_for_all(here)
+    for reason in here.gather(said):
+        if reason:
+            raise UserError(reason)
 
 
 def _wait_for_all(here: World) -> None:
