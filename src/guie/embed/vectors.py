@@ -123,7 +123,7 @@ def _list_bad(bad_images: BadImages, found: dict[int, str]) -> bool:
 
 @contextmanager
 def _together(here: World, stop: Callable[[str], None] = lambda reason: None) -> Iterator[None]:
-    """Leave the block when every process has; all raise the UserError of one, which `stop` tells the others."""
+    """Leave the block when every process has; all raise the UserError of one, told to them by `stop`."""
     said = None
     try:
         yield
