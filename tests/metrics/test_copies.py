@@ -7,7 +7,6 @@ import pytest
 
 from guie.metrics import copies, micro
 from guie.metrics.copies import ScoredPairs
-from guie.types import Ranking
 
 
 def stated_case():
@@ -150,30 +149,6 @@ def test_the_official_truth_takes_half_a_million_predictions(shared):
     assert len(true) == 4991 and len(query) == 500_000
     assert found["R@1"] == found["RP90"] == len(right) / len(true)
     assert found["uAP"] == pytest.approx(len(right) / len(true), abs=1e-3)
-
-
-def test_the_globally_best_pairs_are_those_of_a_full_sort():
-    r = np.random.default_rng(0)
-    scores = -np.sort(-r.integers(50, size=(20, 8)).astype(np.float32), axis=1)
-    ids = np.stack([r.permutation(30)[:8] for _ in range(20)]).astype(np.int32)
-    scores[3, 2:], ids[3, 2:] = -np.inf, -1
-    rows = [
-        (q, int(i), float(s)) for q in range(20) for i, s in zip(ids[q], scores[q], strict=True) if i >= 0
-    ]
-    for limit in (10, 40, 1000):
-        pairs, _ = copies.best_pairs(Ranking(ids, scores), limit)
-        expected = sorted(rows, key=lambda row: -row[2])[:limit]
-        assert list(zip(*(column.tolist() for column in pairs), strict=True)) == expected
-
-
-def test_best_pairs_say_whether_a_deeper_ranking_could_hold_better_ones():
-    ranking = Ranking(np.array([[0, 1], [2, 3]]), np.array([[0.9, 0.8], [0.7, 0.2]], dtype=np.float32))
-    assert copies.best_pairs(ranking, 2)[1] and not copies.best_pairs(ranking, 3)[1]
-    assert not copies.best_pairs(ranking, 10)[1]
-    whole = Ranking(
-        np.array([[0, -1], [2, -1]]), np.array([[0.9, -np.inf], [0.7, -np.inf]], dtype=np.float32)
-    )
-    assert copies.best_pairs(whole, 10)[1]
 
 
 def test_what_queries_add_has_the_mean_uap():

@@ -13,7 +13,6 @@ import numpy as np
 
 from guie.metrics.hits import count_stated, stated
 from guie.metrics.micro import Answers, average_precision, recall_at_precision, sorted_answers
-from guie.types import Ranking
 
 # What the challenge accepts from one system.
 MOST_PAIRS = 500_000
@@ -67,22 +66,6 @@ def recall_at(answers: Answers, k: int) -> float:
     query = answers.query[order]
     rank = np.arange(1, len(query) + 1) - np.searchsorted(query, query)
     return float(answers.correct[order][rank <= k].sum() / answers.positives.sum())
-
-
-def best_pairs(ranking: Ranking, limit: int = MOST_PAIRS) -> tuple[ScoredPairs, bool]:
-    """Return the `limit` best results of all queries of a ranking, and whether these are all there is.
-
-    What the descriptor track predicts. Of equal scores the lower query comes first, then the lower rank.
-    False where a query's last result beats the worst pair chosen: a deeper ranking might hold better ones.
-    """
-    scores = ranking.scores.ravel()
-    least = np.partition(scores, -limit)[-limit] if len(scores) > limit else -np.inf
-    kept = np.flatnonzero((scores >= least) & (scores > -np.inf))
-    kept = kept[np.argsort(-scores[kept], kind="stable")[:limit]]
-    query, rank = np.divmod(kept, ranking.ids.shape[1])
-    last = ranking.scores[:, -1]
-    complete = not (last > least).any()
-    return ScoredPairs(query, ranking.ids[query, rank].astype(np.int64), scores[kept]), complete
 
 
 def numbered(*columns: np.ndarray) -> list[np.ndarray]:
