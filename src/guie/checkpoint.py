@@ -52,9 +52,14 @@ class State:
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def trained(self) -> dict[str, Tensor]:
+        """Return the embedder's weights as training left them: the moving average where one was kept."""
+        return self.parts.get("ema") or self.parts["embedder"]
+
+    @property
     def weights(self) -> dict[str, Tensor]:
-        """Return the embedder's weights for use: the moving average where one was kept, its neck refitted."""
-        return (self.parts.get("ema") or self.parts["embedder"]) | self.parts.get("refit", {})
+        """Return the embedder's weights for use: as `trained`, its neck refitted where that was done."""
+        return self.trained | self.parts.get("refit", {})
 
 
 @dataclass(frozen=True)

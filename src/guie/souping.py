@@ -2,6 +2,10 @@
 
 Model soups (Wortsman et al., ICML 2022) average runs that began from the same weights; WiSE-FT (Wortsman et
 al., CVPR 2022) draws one run back towards where it began. The result is a checkpoint like any other.
+
+What is averaged are weights as training left them. A refitted neck is the solution for the features of one
+run: its axes are not those of another run's, nor of the neck it began as, so it is left behind, as it is when
+training goes on from a run; `guie-train ckpt=` refits anew.
 """
 
 from __future__ import annotations
@@ -45,6 +49,13 @@ def soup(cfg: Mapping[str, Any], notice: Any) -> None:
     kitchen = Kitchen(cfg, names[0], first.meta["config"], notice)
     found = _curve(cfg, kitchen, first) if cfg["wise"] else _soup(cfg["method"], kitchen, names, first)
     written = _write(out, kitchen, first, found)
+    if refitted := [name for name in names if _is_refitted(name)]:
+        log.warning(
+            "%s: the refitted neck was left out; to refit the result: guie-train as before with ckpt=%s "
+            "trainer.max_steps=1 optim.lr=0 trainer.freeze_bn=true",
+            ", ".join(refitted),
+            out,
+        )
     print(f"{kitchen.table()}\ncheckpoint  {written}\ntable       {out / 'soup.json'}")
 
 
@@ -111,7 +122,7 @@ def blended(one: Weights, other: Weights, share: float) -> dict[str, Tensor]:
 def _soup(method: str, kitchen: Kitchen, names: Sequence[str], first: State) -> Found:
     for name in names[1:]:
         refuse_differing(names[0], first, name, _read(name))
-    scores = {name: kitchen.score(_read(name).weights, weights=name) for name in names}
+    scores = {name: kitchen.score(_read(name).trained, weights=name) for name in names}
     return (_greedy if method == "greedy" else _uniform)(kitchen, scores)
 
 
@@ -119,7 +130,7 @@ def _uniform(kitchen: Kitchen, scores: Mapping[str, float]) -> Found:
     """Return the mean of all runs."""
     weights: Weights = {}
     for count, name in enumerate(scores, 1):
-        weights = blended(weights, _read(name).weights, 1 / count) if weights else _read(name).weights
+        weights = blended(weights, _read(name).trained, 1 / count) if weights else _read(name).trained
     score = kitchen.score(weights, weights=f"mean of {len(scores)}")
     return Found(weights, {"method": "uniform", "chosen": list(scores), "score": score})
 
@@ -127,9 +138,9 @@ def _uniform(kitchen: Kitchen, scores: Mapping[str, float]) -> Found:
 def _greedy(kitchen: Kitchen, scores: Mapping[str, float]) -> Found:
     """Return the mean of the runs that do not lower the metric, tried best first (their recipe 1)."""
     ranked = sorted(scores, key=lambda name: -scores[name])
-    chosen, weights, best = [ranked[0]], _read(ranked[0]).weights, scores[ranked[0]]
+    chosen, weights, best = [ranked[0]], _read(ranked[0]).trained, scores[ranked[0]]
     for name in ranked[1:]:
-        tried = blended(weights, _read(name).weights, 1 / (len(chosen) + 1))
+        tried = blended(weights, _read(name).trained, 1 / (len(chosen) + 1))
         score = kitchen.score(tried, weights=" + ".join([*chosen, name]))
         if score >= best:
             chosen, weights, best = [*chosen, name], tried, score
@@ -144,10 +155,10 @@ def _curve(cfg: Mapping[str, Any], kitchen: Kitchen, tuned: State) -> Found:
     scores = {}
     for i in range(cfg["points"]):
         alpha = i / (cfg["points"] - 1)
-        scores[alpha] = kitchen.score(blended(start, tuned.weights, alpha), alpha=alpha)
+        scores[alpha] = kitchen.score(blended(start, tuned.trained, alpha), alpha=alpha)
     best = max(scores, key=lambda alpha: (scores[alpha], alpha))
     facts = {"method": "wise", "tuned": cfg["wise"], "alpha": best, "score": scores[best]}
-    return Found(blended(start, tuned.weights, best), facts)
+    return Found(blended(start, tuned.trained, best), facts)
 
 
 def _start(cfg: Mapping[str, Any], tuned: State) -> Weights:
@@ -157,12 +168,12 @@ def _start(cfg: Mapping[str, Any], tuned: State) -> Weights:
     if place:
         began = _read(str(place))
         refuse_differing(cfg["wise"], tuned, str(place), began)
-        return began.weights
+        return began.trained
     if not _is_pretrained(config["backbone"]):
         raise UserError(f"wise: {cfg['wise']} began with random weights; accepted: start=PATH")
     backbone = assembly.embedder(config).state_dict()
     of_backbone = {name: value for name, value in backbone.items() if name.startswith("backbone.")}
-    return {**tuned.weights, **of_backbone}
+    return {**tuned.trained, **of_backbone}
 
 
 def refuse_differing(name: str, one: State, other_name: str, other: State) -> None:
@@ -173,7 +184,7 @@ def refuse_differing(name: str, one: State, other_name: str, other: State) -> No
         here, there = runfolder.flat(_described(one)), runfolder.flat(_described(other))
         shown = "; ".join(f"{key}: {here.get(key)!r} and {there.get(key)!r}" for key in keys[:5])
         raise UserError(f"ckpt: {name} and {other_name} differ in {shown}; accepted: one architecture")
-    weights = (one.weights, other.weights)
+    weights = (one.trained, other.trained)
     for weight in sorted(weights[0].keys() | weights[1].keys()):
         shapes = [tuple(of[weight].shape) if weight in of else "none" for of in weights]
         if shapes[0] != shapes[1]:
@@ -203,6 +214,10 @@ def _names(ckpt: Any) -> list[str]:
 
 def _read(name: str) -> State:
     return checkpoint.read(Path(name).expanduser(), "last")
+
+
+def _is_refitted(name: str) -> bool:
+    return (checkpoint.locate(Path(name).expanduser(), "last") / "refit.safetensors").is_file()
 
 
 def _write(out: Path, kitchen: Kitchen, first: State, found: Found) -> Path:

@@ -38,7 +38,7 @@ def take_embedder(embedder: Any, path: str) -> Former:
     """
     found = checkpoint.locate(Path(path).expanduser(), "last")
     state = checkpoint.read(found)
-    anew = warm_start.take_embedder(embedder, state.parts["embedder"] | state.parts.get("ema", {}))
+    anew = warm_start.take_embedder(embedder, state.trained)
     pixels = {key: tuple(state.meta["preprocess"][key]) for key in ("mean", "std")}
     embedder.use_preprocess(replace(embedder.preprocess, **pixels))
     return Former(found.parent.parent, state, anew)

@@ -35,7 +35,7 @@ def moved(weights, length):
     draw = torch.Generator().manual_seed(int(length * 1e4))
     return {
         name: value + length * torch.randn(value.shape, generator=draw)
-        if value.is_floating_point() and "running" not in name
+        if value.is_floating_point() and "running" not in name and name != "pool.p"  # a fixed exponent
         else value
         for name, value in weights.items()
     }
@@ -76,6 +76,46 @@ def test_a_uniform_soup_is_the_mean_and_evaluates_as_a_run(runs, cook, drawn, tm
     embedder, meta = assembly.trained_embedder(tmp_path / "soup")
     assert meta["space_id"] != checkpoint.read(runs / "a", "last").meta["space_id"]
     assert meta["soup"]["chosen"] == [str(runs / name) for name in "abc"] and not embedder.training
+
+
+@pytest.fixture
+def refitted(runs, tmp_path):
+    """The runs a and b, b's average kept, with necks refitted to their own features."""
+    for name in "ab":
+        state = checkpoint.read(runs / name, "last")
+        refit = {key: value + 9.0 for key, value in state.weights.items() if key.startswith("neck.")}
+        ema = {} if name == "a" else {"ema": moved(state.weights, 2e-3)}
+        parts = {**state.parts, **ema, "refit": refit}
+        checkpoint.Store(tmp_path / name / "checkpoints").save(replace(state, parts=parts))
+    return tmp_path
+
+
+def trained(path):
+    parts = checkpoint.read(path, "last").parts
+    return parts.get("ema") or parts["embedder"]
+
+
+def test_refitted_necks_are_left_out_of_soup_and_curve_and_the_result_can_be_refitted(
+    refitted, cook, drawn, capsys
+):
+    soup, curve, end = (refitted / name for name in ("soup", "curve", "end"))
+    cook(ckpt(refitted, "a", "b"), "method=uniform", f"out={soup}")
+    for name, value in checkpoint.read(soup, "last").weights.items():
+        mean = (trained(refitted / "a")[name].double() + trained(refitted / "b")[name].double()) / 2
+        torch.testing.assert_close(value.double(), mean, rtol=1e-6, atol=1e-7)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"WARNING: {refitted / 'a'}, {refitted / 'b'}: the refitted neck was left out; ")
+
+    cook(f"wise={refitted / 'b'}", f"start={refitted / 'a'}", "points=2", f"out={curve}")
+    table = json.loads((curve / "soup.json").read_text())
+    chosen = trained(refitted / ("b" if table["alpha"] else "a"))
+    assert all(torch.equal(value, chosen[name]) for name, value in weights(curve).items())
+
+    cure = said.partition("guie-train as before with ")[2].split()
+    assert run("train", *TINY, "neck=bn_linear", f"data_root={drawn}", f"run_dir={end}", *cure) == 0
+    found, began = checkpoint.read(end, "last"), weights(soup)
+    assert not [name for name, value in found.trained.items() if not torch.equal(value, began[name])]
+    assert not torch.equal(found.weights["neck.linear.weight"], began["neck.linear.weight"])
 
 
 class Judge:
@@ -130,6 +170,9 @@ def test_the_start_is_the_runs_own_checkpoint_else_its_pretrained_backbone(runs,
     for name, value in found.items():
         source = began.state_dict() if name.startswith("backbone.") else state.weights
         assert torch.equal(value, source[name]), name
+    refit = {"refit": {"neck.linear.weight": torch.zeros(64, 64)}}
+    again = replace(state, parts={**state.parts, **refit}, meta={**state.meta, "config": config})
+    assert torch.equal(souping._start(cfg, again)["neck.linear.weight"], found["neck.linear.weight"])
 
 
 def state_of(**config):
