@@ -296,6 +296,11 @@ def fixture_hits(reference, self_retrieval=False, depth=None):
     return self_retrieval_hits(gallery, truths, depth)
 
 
+def precision_of_oml(hits, k):
+    """Return hits in the top k over min(k, n): OML looks at k results where mP@k looks at min(k, n)."""
+    return precision_at(hits, k) * k / np.minimum(hits.relevant, k)
+
+
 def test_other_programs_agree_on_queries_against_an_index(reference):
     f, outputs = reference["fixture"], reference["outputs"]
     kept = np.isin(f["q_labels"], f["x_labels"])
@@ -313,9 +318,14 @@ def test_other_programs_agree_on_queries_against_an_index(reference):
     assert precisions == pytest.approx(outputs["gldv2_retrieval"]["mP@1..10"], abs=1e-9)
     for k in (1, 5, 10):
         assert recall_at(hits, k).mean() == pytest.approx(outputs["oml"][f"cmc@{k}"], abs=1e-6)
-    assert guie_precision(hits).mean() == pytest.approx(
-        outputs["uned_query_index"]["mMP@5 (3 decimals)"], abs=6e-4
-    )
+        if k > 1:
+            expected = outputs["oml"][f"precision@{k}"]
+            assert precision_of_oml(hits, k).mean() == pytest.approx(expected, abs=1e-6)
+    uned = outputs["uned_query_index"]
+    assert guie_precision(hits).mean() == pytest.approx(uned["mMP@5 (3 decimals)"], abs=6e-4)
+    assert average_precision_at(hits, 5).mean() == pytest.approx(uned["mAP@5 (3 decimals)"], abs=6e-4)
+    expected = outputs["gpr1200_query_index"]["mAP"]
+    assert average_precision(hits).mean() == pytest.approx(expected, abs=1e-9)
 
 
 def test_other_programs_agree_on_self_retrieval(reference):
@@ -328,6 +338,7 @@ def test_other_programs_agree_on_self_retrieval(reference):
     assert reciprocal_rank(short).mean() == pytest.approx(pml["mean_reciprocal_rank"], abs=1e-6)
     assert recall_at(hits, 1).mean() == pytest.approx(uned["R@1 (3 decimals)"], abs=6e-4)
     assert guie_precision(hits).mean() == pytest.approx(uned["mMP@5 (3 decimals)"], abs=6e-4)
+    assert average_precision_at(hits, 5).mean() == pytest.approx(uned["mAP@5 (3 decimals)"], abs=6e-4)
 
 
 def test_other_programs_agree_on_the_query_kept_in(reference):
@@ -382,11 +393,6 @@ def test_published_lists_of_ids(reference):
     assert recall_at(hits, 1).mean() == case["cmc@1"]
     by_kind = group_means(precision_of_oml(hits, 3), case["categories"])
     assert by_kind == pytest.approx({"cat": case["precision@3_cat"], "dog": case["precision@3_dog"]})
-
-
-def precision_of_oml(hits, k):
-    """Return hits in the top k over min(k, n): OML looks at k results where mP@k looks at min(k, n)."""
-    return precision_at(hits, k) * k / np.minimum(hits.relevant, k)
 
 
 def test_an_empty_gallery_and_no_queries_give_no_hits():
