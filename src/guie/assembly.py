@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from guie.build import build, refuse_foreign
+from guie.datasets.evaluated import capped, cropped
 from guie.datasets.known import refuse_other
 from guie.datasets.manifest import Manifest, concatenate
 from guie.errors import UserError
 from guie.launch import cores, ranks_here
+from guie.protocols.chosen import chosen, over
+from guie.protocols.part import Protocol, splits_of
+from guie.search.chosen import chosen as chosen_search
 from guie.side import SIDE_DIM, side_inputs
-
-EVALUATED = ("query", "index", "test")
 
 
 def manifests(nodes: Mapping[str, Any], data_root: str, *, key: str = "dataset") -> dict[str, Manifest]:
@@ -36,13 +38,32 @@ def training_rows(found: Mapping[str, Manifest]) -> Manifest:
     return rows
 
 
-def evaluation_rows(found: Mapping[str, Manifest]) -> dict[str, Manifest]:
-    """Return, by dataset, the rows that ask or answer (splits query, index, test)."""
-    chosen = {name: manifest.split(*EVALUATED) for name, manifest in found.items()}
-    for name, manifest in chosen.items():
-        if not len(manifest):
-            raise UserError(f"eval_on: {name} has no rows of split {', '.join(EVALUATED)}")
-    return chosen
+def protocols(cfg: Mapping[str, Any], found: Mapping[str, Manifest]) -> dict[str, Protocol]:
+    """Return the protocol of each data set, with `split` asking where one is given."""
+    by_name = chosen(cfg.get("protocol") or {}, found)
+    split = cfg.get("split")
+    return over(by_name, split, {name: rows.splits.tolist() for name, rows in found.items() if split})
+
+
+def evaluation_rows(
+    found: Mapping[str, Manifest], protocols: Mapping[str, Protocol] | None = None, cap: int | None = None
+) -> dict[str, Manifest]:
+    """Return, by dataset, the rows that ask or answer in its protocol, cropped as it says.
+
+    By default that is the official protocol. Of `cap`: at most so many that ask, and that answer.
+    """
+    protocols = protocols or chosen({}, found)
+    return {name: _evaluated(name, manifest, protocols[name], cap) for name, manifest in found.items()}
+
+
+def _evaluated(name: str, manifest: Manifest, protocol: Protocol, cap: int | None) -> Manifest:
+    asks, answers = splits_of(protocol)
+    rows = manifest.split(*asks, *answers)
+    if not len(rows):
+        raise UserError(f"eval_on: {name} has no rows of split {', '.join(sorted({*asks, *answers}))}")
+    if cap is not None and cap < 1:
+        raise UserError(f"eval_cap: {cap}; accepted: 1 or more pictures, or null for all")
+    return cropped(rows if cap is None else capped(rows, asks, answers, cap), protocol.crops)
 
 
 def embedder(cfg: Mapping[str, Any]) -> Any:
@@ -211,15 +232,14 @@ def bench(
     device: Any,
     notice: Any = None,
     listed_in: Path | None = None,
+    here: Any = None,
 ) -> Any:
     """Return how to measure on `sets`; bad pictures are listed in the folder `listed_in`."""
     from guie.bench import Bench
     from guie.embed.reading import Reader
-    from guie.protocols.retrieval import Retrieval
-    from guie.search.exact import Exact
 
     threads = cfg["hw"]["threads"] if "hw" in cfg else cfg["threads"]
     reader = Reader(batch_size=cfg.get("batch_size", 128), threads=threads, device=device)
-    search = Exact(memory_mib=cfg["memory_mib"])
-    protocols = dict.fromkeys(sets, Retrieval())
-    return Bench(sets, reader, protocols, search, cfg["bad_images"], cfg["max_bad_share"], notice, listed_in)
+    search = chosen_search(cfg.get("search"), cfg["memory_mib"])
+    policy = cfg["bad_images"], cfg["max_bad_share"]
+    return Bench(sets, reader, protocols(cfg, sets), search, *policy, notice, listed_in, here)

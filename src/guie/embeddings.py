@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from guie.types import Embeddings, Pairs
 COLUMNS = ("files", "labels", "domains", "splits")
 PARTS = ("vectors.npy", "rows.parquet", "meta.json")
 TRUTH, STATED = "truth.parquet", ("query", "item", "relation", "usage")
+DISTRACTORS = "distractors"
 # Columns of a manifest that protocols ask for, beyond those that all rows have.
 FURTHER = ("usage", "landmarks", "class_ids", "group")
 
@@ -110,7 +112,7 @@ def load(folder: str | Path, *, space_id: str | None = None) -> Embeddings:
         truth = None if pairs is None else _pairs(pairs)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: {str(error).splitlines()[0]}; accepted: {', '.join(PARTS)}") from error
-    columns = {name: np.array(table[name].to_pylist(), dtype=object) for name in COLUMNS}
+    columns: dict[str, Any] = {name: np.array(table[name].to_pylist(), dtype=object) for name in COLUMNS}
     further = {name: _texts(table[name]) for name in _present(table)}
     embeddings = Embeddings(vectors, space_id=meta["space_id"], truth=truth, further=further, **columns)
     sound(embeddings, folder)
@@ -137,7 +139,7 @@ def concatenate(parts: Mapping[str, Embeddings]) -> Embeddings:
     Raises UserError where the spaces or widths differ.
     """
     one_space(parts)
-    columns = {
+    columns: dict[str, Any] = {
         column: np.concatenate([np.asarray(getattr(part, column), dtype=object) for part in parts.values()])
         for column in ("domains", "splits")
     }
@@ -146,6 +148,39 @@ def concatenate(parts: Mapping[str, Embeddings]) -> Embeddings:
         columns[column] = np.array(named, dtype=object)
     vectors = np.concatenate([part.vectors for part in parts.values()])
     return Embeddings(vectors, space_id=next(iter(parts.values())).space_id, **columns)
+
+
+def of_splits(part: Embeddings, splits: Sequence[str]) -> Embeddings:
+    """Return the rows of these splits."""
+    rows = np.flatnonzero(np.isin(np.asarray(part.splits, dtype=str), list(splits)))
+    columns: dict[str, Any] = {name: np.asarray(getattr(part, name), dtype=object)[rows] for name in COLUMNS}
+    further = {name: np.asarray(column, dtype=object)[rows] for name, column in part.further.items()}
+    return replace(part, vectors=part.vectors[rows], further=further, **columns)
+
+
+def with_distractors(part: Embeddings, others: Mapping[str, Embeddings], split: str) -> Embeddings:
+    """Return `part` with the rows of `others`, by name, of no query's label, as rows of `split`.
+
+    Their files begin with `distractors/<name>/`; their domain is that of `part`, where it has only one.
+    """
+    one_space({"": part, **others})
+    own = sorted(set(part.domains))
+    files = [f"{DISTRACTORS}/{name}/{file}" for name, other in others.items() for file in other.files]
+    count = len(files)
+    added = {
+        "files": files,
+        "labels": [f"{DISTRACTORS}/{i}" for i in range(count)],
+        "domains": [own[0] if len(own) == 1 else DISTRACTORS] * count,
+        "splits": [split] * count,
+    }
+    columns: dict[str, Any] = {
+        name: np.concatenate([np.asarray(getattr(part, name), dtype=object), np.array(rows, dtype=object)])
+        for name, rows in added.items()
+    }
+    nothing = np.full(count, "", dtype=object)
+    further = {name: np.concatenate([column, nothing]) for name, column in part.further.items()}
+    vectors = np.concatenate([part.vectors, *(other.vectors for other in others.values())])
+    return replace(part, vectors=vectors, further=further, **columns)
 
 
 def one_space(parts: Mapping[str, Embeddings]) -> None:

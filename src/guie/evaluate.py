@@ -7,7 +7,8 @@ domain's own index holds only its rows. Labels of different data sets never matc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,20 @@ class Evaluation:
     protocols: dict[str, dict] = field(default_factory=dict)
     lists: dict[str, Columns] = field(default_factory=dict)
 
+    @property
+    def named(self) -> dict[str, str]:
+        """Return the metric that stands for each data set."""
+        return {name: protocol["metric"] for name, protocol in self.protocols.items()}
+
+    def with_further(self, other: Evaluation) -> Evaluation:
+        """Return this evaluation with the data sets of another beside its own."""
+        return Evaluation(
+            {**self.metrics, **other.metrics},
+            _stacked([self.queries, other.queries]),
+            {**self.protocols, **other.protocols},
+            {**self.lists, **other.lists},
+        )
+
     def write_queries(self, path: str | Path) -> None:
         """Write the per-query results as parquet, for comparing runs and for the report."""
         write_columns(self.queries, path)
@@ -55,10 +70,12 @@ def evaluate(
     *,
     search: Search | None = None,
     picture: Picture | None = None,
+    merged: bool = True,
 ) -> Evaluation:
     """Evaluate one data set, or several by name, each by its protocol (by default `Retrieval`).
 
-    "merged" is one index of all data sets whose protocol goes by label; of one alone it repeats its numbers.
+    "merged" is one index of all data sets whose protocol goes by label; of one alone it repeats its numbers;
+    unless that is not wanted.
     `picture` serves searches that look at pictures. Raises UserError where there is nothing to search, a file
     is listed twice, a vector is not finite or zero, or the data sets are of several spaces.
     """
@@ -73,13 +90,40 @@ def evaluate(
         for name, part in parts.items()
     }
     numbers: Numbers = {name: outcome.numbers for name, outcome in found.items()}
-    merged = _merged(parts, chosen, numbers, search, picture)
+    joined = _merged(parts, chosen, numbers, search, picture) if merged else None
     return Evaluation(
-        numbers | ({"merged": merged} if merged else {}),
+        numbers | ({"merged": joined} if joined else {}),
         _stacked([outcome.queries for outcome in found.values()]),
-        {name: {"metric": one.metric, **settings(one)} for name, one in chosen.items()},
+        {name: settings(one) | {"metric": _metric(one, numbers[name])} for name, one in chosen.items()},
         {name: outcome.lists for name, outcome in found.items() if outcome.lists},
     )
+
+
+def _metric(protocol: Protocol, numbers: Numbers) -> str:
+    """Return the protocol's metric, or the first there is: its own may be at a k that was not asked for."""
+    found = [name for name, value in numbers.items() if isinstance(value, float)]
+    return protocol.metric if protocol.metric in found else found[0]
+
+
+def by_step(
+    embeddings: Mapping[str, Embeddings],
+    protocols: Mapping[str, Protocol],
+    steps: Iterable[tuple[str, Search]],
+    *,
+    picture: Picture | None = None,
+) -> tuple[Evaluation, list[dict[str, Any]]]:
+    """Return the evaluation by the last of `steps`, named searches of which each does one thing more.
+
+    And of each step: its name, `metrics` and `values` by data set, and the seconds that all of it took.
+    """
+    told = []
+    for name, search in steps:
+        began = time.monotonic()
+        found = evaluate(embeddings, protocols, search=search, picture=picture)
+        values = {one: found.metrics[one][metric] for one, metric in found.named.items()}
+        seconds = time.monotonic() - began
+        told.append({"step": name, "metrics": found.named, "values": values, "seconds": seconds})
+    return found, told
 
 
 def _by_name(

@@ -66,7 +66,7 @@ def floor_embeddings(
         from guie.images import BadImage, decode
 
         try:
-            return describe(decode(manifest.read(row), background=background))
+            return describe(decode(manifest.read(row), background=background, box=manifest.crop(row)))
         except (BadImage, OSError):
             return None
 

@@ -84,17 +84,29 @@ def read_header(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
         return _checked(*picture.size, str(picture.format), orientation, max_pixels)
 
 
-def decode(data: bytes, *, background: Colour = WHITE, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(
+    data: bytes, *, background: Colour = WHITE, max_pixels: int = MAX_PIXELS, box: Box | None = None
+) -> np.ndarray:
     """Return the picture as (H,W,3) uint8 RGB, upright; alpha composited over `background`.
 
-    Raises BadImage with the reason (see the module's rules).
+    Of `box` (x, y, width, height), to whole pixels, no more than that part. Raises BadImage with the reason
+    (see the module's rules), also for a box that lies outside.
     """
     header = read_header(data, max_pixels=max_pixels)
     if header.format == "JPEG":
         pixels = _decode_jpeg(data, background)
     else:
         pixels = _decode_pillow(data, background)
-    return _upright(pixels, header.orientation)
+    upright = _upright(pixels, header.orientation)
+    return upright if box is None else _cut(upright, box)
+
+
+def _cut(image: np.ndarray, box: Box) -> np.ndarray:
+    left, top = (max(0, round(side)) for side in box[:2])
+    part = image[top : max(0, round(box[1] + box[3])), left : max(0, round(box[0] + box[2]))]
+    if not part.size:
+        raise BadImage(f"box {box} lies outside of {image.shape[1]} x {image.shape[0]} px")
+    return np.ascontiguousarray(part)
 
 
 def decode_region(

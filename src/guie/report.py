@@ -157,7 +157,7 @@ def _row(name: str, shown: Mapping, merged: Mapping, systems: Mapping, *, total:
 def _tiles(numbers: Mapping) -> list[dict]:
     systems = _systems(numbers)
     tiles = []
-    if "merged" in systems.get("trained", {}):
+    if "mP@5" in systems.get("trained", {}).get("merged", {}):
         merged = systems["trained"]["merged"]
         low, high = merged.get("mP@5_interval", (math.nan, math.nan))
         note = f"95 % interval {_share(low)}–{_share(high)}"
@@ -167,7 +167,8 @@ def _tiles(numbers: Mapping) -> list[dict]:
         )
         size = f"against {merged.get('gallery', 0):,} images"
         tiles.append({"name": "queries", "value": f"{merged.get('queries', 0):,}", "note": size})
-    floors = {key: floor["merged"]["mP@5"] for key, floor in systems.items() if key != "trained"}
+    merged = {key: floor.get("merged", {}).get("mP@5") for key, floor in systems.items() if key != "trained"}
+    floors = {key: value for key, value in merged.items() if value is not None}
     if floors:
         best = max(floors, key=lambda key: floors[key])
         tiles.append({"name": "best floor, mP@5", "value": _share(floors[best]), "note": _title(best)})

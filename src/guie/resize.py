@@ -28,9 +28,14 @@ _UNIT = 1 << 22
 _REACH = 12
 
 
-def load(data: bytes, spec: Preprocess, *, max_pixels: int = images.MAX_PIXELS) -> np.ndarray:
-    """Decode and preprocess: the exact evaluation path. Returns (3,h,w) uint8; raises BadImage."""
-    return apply(images.decode(data, background=spec.background, max_pixels=max_pixels), spec)
+def load(
+    data: bytes, spec: Preprocess, *, max_pixels: int = images.MAX_PIXELS, box: Box | None = None
+) -> np.ndarray:
+    """Decode (of `box` that part) and preprocess: the exact evaluation path.
+
+    Returns (3,h,w) uint8; raises BadImage.
+    """
+    return apply(images.decode(data, background=spec.background, max_pixels=max_pixels, box=box), spec)
 
 
 def load_crop(

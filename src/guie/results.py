@@ -6,13 +6,13 @@ No torch: saved embeddings are evaluated in a second.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guie import embeddings, report, safety
 from guie.durable import replace_file
-from guie.evaluate import Evaluation
+from guie.evaluate import Evaluation, write_columns
 from guie.types import Embeddings
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def write_results(
 ) -> None:
     """Write queries.parquet, metrics.json (with `facts`) and report.html, then print the table.
 
-    Where `facts` have the floors, metrics.json says what is below the frozen baseline.
+    metrics.json says by which protocol each data set was evaluated and, where `facts` have the floors, what
+    is below the frozen baseline. Results that a protocol keeps are in lists_<set>.parquet. `facts["steps"]`
+    are printed as a table.
 
     `found` are embeddings to keep in embeddings/<set>; `sets` give the report's galleries their pictures.
     """
@@ -37,15 +39,59 @@ def write_results(
     for name, vectors in (found or {}).items():
         embeddings.save(vectors, folder / "embeddings" / name)
     evaluation.write_queries(folder / "queries.parquet")
-    short = safety.shortfalls(evaluation.metrics, facts.get("floors", {}))
-    numbers = {"trained": evaluation.metrics, **facts, "below_frozen": [one._asdict() for one in short]}
+    for name, columns in evaluation.lists.items():
+        write_columns(columns, folder / f"lists_{name}.parquet")
+    short = safety.shortfalls(evaluation.metrics, facts.get("floors", {}), evaluation.named)
+    numbers: dict[str, Any] = {"trained": evaluation.metrics, "protocols": evaluation.protocols, **facts}
+    numbers["below_frozen"] = [one._asdict() for one in short]
     replace_file(folder / "metrics.json", (json.dumps(numbers, indent=1) + "\n").encode())
     report.write_report(folder, read_picture=_picture_reader(sets) if sets else None)
     report.print_table(numbers)
+    print_protocols(evaluation)
+    print_steps(facts.get("steps", []))
     for name, values in evaluation.metrics.items():
         if "one_shot_error" in values and name != "merged":
             error, num_runs = values["one_shot_error"], len(values["domains"])
             print(f"{name}: one-shot error {error:.2%}, mean over {num_runs} runs")
+
+
+def print_protocols(evaluation: Evaluation) -> None:
+    """Print the metric that stands for each data set, where that is another than the table's."""
+    for name, protocol in evaluation.protocols.items():
+        metric = protocol["metric"]
+        if metric != safety.METRIC:
+            others = [
+                key for key in evaluation.metrics[name] if key[:3] in ("mAP", "GAP", "uAP", "RP9", "kNN")
+            ]
+            shown = dict.fromkeys([metric, *(key for key in others if "_" not in key)])
+            numbers = ", ".join(f"{key} {evaluation.metrics[name][key]:.4f}" for key in shown)
+            print(f"{name} ({protocol['kind']}): {numbers}")
+
+
+def print_steps(steps: Sequence[Mapping[str, Any]]) -> None:
+    """Print what each step of post-processing gave and cost: by data set its metric, gain and seconds."""
+    if len(steps) < 2:
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, title="step by step", title_justify="left")
+    table.add_column("step", min_width=12)
+    for name, metric in steps[0]["metrics"].items():
+        table.add_column(f"{name}: {metric}", justify="right")
+    table.add_column("seconds", justify="right")
+    before = steps[0]["values"]
+    for step in steps:
+        gains = {name: value - before[name] for name, value in step["values"].items()}
+        first = step is steps[0]
+        cells = [
+            f"{value:.4f}" if first else f"{value:.4f} ({gains[name]:+.4f})"
+            for name, value in step["values"].items()
+        ]
+        table.add_row(step["step"] or "search", *cells, f"{step['seconds']:.1f}")
+        before = step["values"]
+    Console().print(table)
 
 
 def _picture_reader(sets: Mapping[str, Manifest]) -> Callable[[str, str], bytes | None]:

@@ -15,42 +15,53 @@ FROZEN = "backbone"
 LEAKAGE = ("warn", "refuse", "ignore")
 
 
+METRIC = "mP@5"  # what stands for a data set whose protocol names nothing else
+
+
 class Shortfall(NamedTuple):
     """A number below the frozen baseline's; `where` is merged, a data set, or <data set>/<domain>."""
 
     where: str
     trained: float
     frozen: float
+    metric: str = METRIC
 
 
 def shortfalls(
-    metrics: Mapping[str, Any], floors: Mapping[str, Any], metric: str = "mP@5"
+    metrics: Mapping[str, Any], floors: Mapping[str, Any], named: Mapping[str, str] | None = None
 ) -> list[Shortfall]:
     """Return where `metrics` (`evaluate.Evaluation.metrics`) are below those of the frozen baseline.
 
-    A domain counts on its own index, in an index of several data sets on the merged one. Nothing is found
-    where `floors` have no such baseline.
+    `named` is the metric that stands for each data set. A domain counts on its own index, in an index of
+    several data sets on the merged one. Nothing is found where `floors` have no such baseline.
     """
     baseline = floors.get(FROZEN, {})
-    frozen = dict(_numbers(baseline, metric)) if baseline else {}
-    trained = dict(_numbers(metrics, metric))
-    return [Shortfall(k, v, frozen[k]) for k, v in trained.items() if k in frozen and v < frozen[k]]
+    frozen = {where: value for where, _, value in _numbers(baseline, named or {})}
+    trained = _numbers(metrics, named or {})
+    return [Shortfall(k, v, frozen[k], name) for k, name, v in trained if k in frozen and v < frozen[k]]
 
 
-def _numbers(metrics: Mapping[str, Any], metric: str) -> Iterator[tuple[str, float]]:
-    """Yield (where, value); of a single data set, which is what is merged, only the domains."""
-    yield "merged", metrics["merged"][metric]
+def _numbers(metrics: Mapping[str, Any], named: Mapping[str, str]) -> Iterator[tuple[str, str, float]]:
+    """Yield (where, metric, value); of a single data set, which is what is merged, only the domains."""
     sets = {name: part for name, part in metrics.items() if name != "merged"}
+    only = next(iter(sets)) if len(sets) == 1 else ""
+    merged = named.get(only, METRIC)
+    if merged in metrics.get("merged", {}):
+        yield "merged", merged, metrics["merged"][merged]
     for name, part in sets.items():
-        if len(sets) > 1:
-            yield name, part[metric]
+        metric = named.get(name, METRIC)
+        if not only and metric in part:
+            yield name, metric, part[metric]
         domains = part.get("domains", {})
         for domain, entry in domains.items() if len(domains) > 1 else ():
-            yield f"{name}/{domain}", entry.get(metric, entry["merged"][metric])
+            value = entry.get(metric, entry["merged"].get(metric))
+            if value is not None:
+                yield f"{name}/{domain}", metric, value
 
 
-def told(found: Sequence[Shortfall], metric: str = "mP@5", most: int = 4) -> str:
+def told(found: Sequence[Shortfall], most: int = 4) -> str:
     """Return one line that names the places, those first that lost most."""
+    metric = ", ".join(dict.fromkeys(one.metric for one in found))
     worst = sorted(found, key=lambda one: one.trained - one.frozen)[:most]
     shown = ", ".join(f"{one.where} {one.trained:.3f} (frozen {one.frozen:.3f})" for one in worst)
     more = f" and {len(found) - most} more" if len(found) > most else ""

@@ -221,7 +221,8 @@ def _metrics(folder: Path) -> dict[str, float]:
         trained = runfolder.read_json(folder / "metrics.json")["trained"]
     except (OSError, ValueError, KeyError):
         return {}
-    found = {name: trained["merged"][name] for name in METRICS if name in trained["merged"]}
+    merged = trained.get("merged", {})
+    found = {name: merged[name] for name in METRICS if name in merged}
     errors = {name: part["one_shot_error"] for name, part in trained.items() if "one_shot_error" in part}
     return found | {f"{name} one_shot_error": v for name, v in errors.items() if name != "merged"}
 

@@ -161,7 +161,8 @@ def _conclude(folder: Path, stages: Sequence[Stage]) -> None:
     for stage in stages:
         if runfolder.start_state(stage.folder) != "finished":
             return
-        numbers = runfolder.read_json(stage.folder / "metrics.json")["trained"]["merged"]
-        log.info("stage %s: mP@5 %.3f, R@1 %.3f", stage.name, numbers["mP@5"], numbers["R@1"])
+        numbers = runfolder.read_json(stage.folder / "metrics.json")["trained"].get("merged", {})
+        shown = [f"{name} {numbers[name]:.3f}" for name in ("mP@5", "R@1") if name in numbers]
+        log.info("stage %s: %s", stage.name, ", ".join(shown))
     replace_file(folder / "metrics.json", (stages[-1].folder / "metrics.json").read_bytes())
     runfolder.RunFolder(folder).mark("finished")

@@ -19,7 +19,7 @@ from guie import assembly, checkpoint, results, runfolder, safety, starting
 from guie.bench import Bench
 from guie.build import build, resolve
 from guie.data.sampling import rank_slots
-from guie.datasets.manifest import Manifest
+from guie.datasets.manifest import SPLITS, Manifest
 from guie.embed.batches import CachedBatches
 from guie.embed.features import augmented_views, cache_features
 from guie.embed.reading import Reader
@@ -33,6 +33,8 @@ from guie.train.loop import Run, Settings, Summary, Task, fit
 from guie.train.progress import progress
 
 log = logging.getLogger("guie")
+
+CAPPED_FLOORS = "floors_capped.json"  # of what is evaluated during training, where that is not everything
 
 Init = str | float
 """Which checkpoint of a stage the next one starts from: last, best, step_<number>, or that of an epoch."""
@@ -129,9 +131,11 @@ def _opened(cfg: Mapping[str, Any], here: World) -> Data:
     # The main process makes what is cached (drawn pictures, Arrow copies); then all read it.
     data = here.on_main(partial(assembly.manifests, cfg["dataset"], cfg["data_root"]))
     eval_sets = here.on_main(partial(assembly.manifests, cfg["eval_on"], cfg["data_root"], key="eval_on"))
-    rows, asked = assembly.training_rows(data), assembly.evaluation_rows(eval_sets)
+    rows = assembly.training_rows(data)
+    asked = assembly.evaluation_rows(eval_sets, assembly.protocols(cfg, eval_sets))
     trained = {name: manifest.split("train") for name, manifest in data.items()}
-    leaks = here.on_main(partial(safety.checked_leaks, trained, asked, cfg["leakage"]))
+    unseen = {name: manifest.split(*(s for s in SPLITS if s != "train")) for name, manifest in asked.items()}
+    leaks = here.on_main(partial(safety.checked_leaks, trained, unseen, cfg["leakage"]))
     return Data(rows, asked, leaks)
 
 
@@ -177,7 +181,8 @@ def prepare(
         log.warning("%s", leak)
     settings, hardware = build(cfg["trainer"], where="trainer"), build(cfg["hw"], where="hw")
     bench = assembly.bench(cfg, asked, here.device, notice, listed_in=folder)
-    here.on_main(lambda: _measure_floors(cfg, folder, bench, here))
+    trial = bench.capped(cfg["eval_cap"])
+    here.on_main(lambda: _measure_floors(cfg, folder, bench, trial, here))
     former = starting.take_embedder(embedder, cfg["ckpt"]) if cfg["ckpt"] else None
     listed = folder / "bad_images_train.csv"
     loader = here.on_main_first(partial(_loader, cfg, rows, embedder, listed, notice))
@@ -195,7 +200,7 @@ def prepare(
         optimizer,
         batches,
         loader.steps_per_epoch,
-        evaluate=lambda model, step: here.on_main(lambda: _evaluated(bench, model, folder, step)),
+        evaluate=lambda model, step: here.on_main(lambda: _evaluated(trial, model, folder, step)),
         features=settings.cache_features,
         refit=partial(_refit, cfg, loader, folder, here, notice) if settings.refit_shrinkage else None,
     )
@@ -270,24 +275,34 @@ def _refit(
         refit(embedder.neck, features, rows.labels, cfg["trainer"]["refit_shrinkage"])
 
 
-def _measure_floors(cfg: Mapping[str, Any], folder: Path, bench: Bench, here: World) -> None:
+def _measure_floors(cfg: Mapping[str, Any], folder: Path, bench: Bench, trial: Bench, here: World) -> None:
+    """Measure what needs no training, once: on everything, and on what is evaluated during training."""
     path = folder / "floors.json"
     if not path.exists():
-        floors = bench.floors(assembly.untrained_embedder(cfg).to(here.device))
+        untrained = assembly.untrained_embedder(cfg).to(here.device)
+        if trial is not bench:
+            runfolder.write_json(folder / CAPPED_FLOORS, {safety.FROZEN: trial.frozen(untrained)})
+        floors = bench.floors(untrained)
         runfolder.write_json(path, floors)
-        shown = ", ".join(f"{name} {found['merged']['mP@5']:.3f}" for name, found in floors.items())
-        log.info("floors (mP@5, merged index): %s", shown)
+        merged = {name: found.get("merged", {}).get("mP@5") for name, found in floors.items()}
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in merged.items() if value is not None)
+        log.info("floors (mP@5, merged index): %s", shown or "no data set that goes by label")
 
 
 def _evaluated(bench: Bench, model: Any, folder: Path, step: int) -> dict[str, float]:
-    numbers = bench.evaluation(bench.embeddings(model)).metrics
-    floors = runfolder.read_json(folder / "floors.json")
-    if short := safety.shortfalls(numbers, floors):
+    evaluation = bench.evaluation(bench.embeddings(model))
+    numbers, named = evaluation.metrics, evaluation.named
+    capped = folder / CAPPED_FLOORS
+    floors = runfolder.read_json(capped if capped.exists() else folder / "floors.json")
+    if short := safety.shortfalls(numbers, floors, named):
         log.warning("step %d: %s", step, safety.told(short))
-    found = {name: numbers["merged"][name] for name in ("mP@5", "R@1")}
-    if frozen := floors.get(safety.FROZEN):
-        found["frozen_mP@5"] = frozen["merged"]["mP@5"]
-    return found | {f"mP@5/{name}": numbers[name]["mP@5"] for name in bench.sets if len(bench.sets) > 1}
+    merged, sets = numbers.get("merged", {}), list(bench.sets)
+    found = {name: merged[name] for name in ("mP@5", "R@1") if name in merged}
+    if "mP@5" in (frozen := floors.get(safety.FROZEN, {}).get("merged", {})):
+        found["frozen_mP@5"] = frozen["mP@5"]
+    if len(sets) == 1:
+        return {named[sets[0]]: numbers[sets[0]][named[sets[0]]]} | found
+    return found | {f"{named[name]}/{name}": numbers[name][named[name]] for name in sets}
 
 
 def keeping(job: Job, keep: Init | None) -> Job:

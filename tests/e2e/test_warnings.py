@@ -48,7 +48,9 @@ def test_an_evaluation_in_training_warns_with_its_step(tiny_run, tmp_path, caplo
     numbers = metrics(tiny_run.folder)["trained"]
     (tmp_path / "floors.json").write_text(json.dumps({"backbone": better(numbers)}))
     bench = SimpleNamespace(
-        evaluation=lambda _: SimpleNamespace(metrics=numbers), embeddings=lambda _: None, sets=["toy"]
+        evaluation=lambda _: SimpleNamespace(metrics=numbers, named={"toy": "mP@5"}),
+        embeddings=lambda _: None,
+        sets=["toy"],
     )
     with caplog.at_level("WARNING", "guie"):
         found = training._evaluated(bench, None, tmp_path, 7)

@@ -1,4 +1,4 @@
-"""guie-eval: a run, a backbone alone or saved embeddings, on any data sets."""
+"""guie-eval: a run, a backbone alone or saved embeddings, on any data sets; by one process or torchrun's."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ def run(cfg: dict[str, Any]) -> None:
     speak()
     if cfg["embeddings"]:
         evaluating.of_saved(cfg)
-    else:
-        evaluating.of_model(cfg, Notices())
+        return
+    from guie.train.distributed import world
+
+    with world(cfg["device"]) as here:
+        evaluating.of_model(cfg, Notices(), here)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from guie.types import Row
 SPLITS = ("train", "val", "test", "query", "index")
 _FORMAT = "1"  # part of the cache key: raise it when the columns of the Arrow copy change
 _CODED = ("label", "domain", "split")
+CROP = "crop"  # a column of selections for evaluation: the box that a picture is cropped to
 _ESCAPES = r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:[/\\]|^$"
 _MIB = 1 << 20
 
@@ -120,6 +121,21 @@ class Manifest:
         """Return the encoded bytes of a picture by its place, below the root; raises BadImage as `read`."""
         return self._pictures.read(file, entry)
 
+    def crop(self, i: int) -> tuple[float, float, float, float] | None:
+        """Return (x, y, width, height) in pixels that row `i` is cropped to when it is used, None: whole."""
+        if CROP not in self.table.column_names:
+            return None
+        text = self.table[CROP][int(i)].as_py()
+        if not text:
+            return None
+        try:
+            left, top, width, height = map(float, text.split(","))
+        except ValueError:
+            raise UserError(
+                f"dataset {self.name}: row {i}: box {text!r}; accepted: x,y,width,height in pixels"
+            ) from None
+        return left, top, width, height
+
     def select(self, rows: np.ndarray | Sequence[int]) -> Manifest:
         """Return the rows of a boolean mask (N,) or of positions (M,), in the order given."""
         rows = np.asarray(rows)
@@ -154,6 +170,8 @@ class Manifest:
             codes, names = self._coded[column_name]
             digest.update(np.ascontiguousarray(codes).data)
             digest.update("\0".join(names).encode())
+        if CROP in self.table.column_names:
+            _feed(digest, _one_chunk(self.table[CROP]))
         return digest.hexdigest()[:16]
 
     def write(self, path: str | Path) -> None:

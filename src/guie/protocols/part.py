@@ -27,6 +27,12 @@ class Roles(NamedTuple):
     answers: Sequence[str]
 
 
+def splits_of(protocol: Protocol) -> tuple[list[str], list[str]]:
+    """Return the splits that ask and those that answer, in all of its roles."""
+    asks, answers = (sorted({split for role in protocol.roles for split in role[side]}) for side in (0, 1))
+    return asks, answers
+
+
 class Outcome(NamedTuple):
     """`numbers` of a data set; `queries`: columns, one value per query; `lists`: query, item, rank, score."""
 
