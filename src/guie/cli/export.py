@@ -17,12 +17,17 @@ def run(cfg: dict[str, Any]) -> None:
 
     from guie import assembly, evaluating
     from guie.cli.console import speak
+    from guie.embed.space import space_id
     from guie.export.torchscript import export_torchscript
 
     speak()
     folder = Path(cfg["ckpt"]).expanduser() if cfg["ckpt"] else evaluating.newest_run(Path("runs"))
     embedder, meta = assembly.trained_embedder(folder)
-    print(export_torchscript(embedder, cfg["pt"], space_id=meta["space_id"], overwrite=cfg["overwrite"]))
+    space = meta["space_id"]
+    if cfg["keep"] is not None:
+        embedder.cut_to(cfg["keep"])
+        space = space_id(embedder)
+    print(export_torchscript(embedder, cfg["pt"], space_id=space, overwrite=cfg["overwrite"]))
 
 
 def main() -> None:

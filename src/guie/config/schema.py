@@ -99,6 +99,7 @@ class Eval:
     backbone: Any = None
     pool: Any = None
     ckpt: str | None = None
+    keep: int | None = None
     embeddings: str | None = None
     out: str | None = None
     data_root: str = "data"
@@ -142,6 +143,7 @@ class Export:
     """Keys of guie-export."""
 
     ckpt: str | None = None
+    keep: int | None = None
     pt: str = MISSING
     format: str = "torchscript"
     overwrite: bool = False

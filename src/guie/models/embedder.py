@@ -57,6 +57,15 @@ class Embedder(nn.Module):
         self.embed_dim: int = width or self.neck.embed_dim
         self.neck.register_buffer("kept", None if width is None else torch.tensor(width))
 
+    def cut_to(self, width: int) -> None:
+        """Keep the first `width` numbers, whatever the neck was made to keep (all of them: no prefix)."""
+        whole, kind = self.neck.embed_dim, type(self.neck).__name__
+        if not hasattr(self.neck, "keep"):
+            raise UserError(f"keep: {width} received; accepted: null, since a neck {kind} has no prefixes")
+        if not 1 <= width <= whole:
+            raise UserError(f"keep: {width} received; accepted: 1 to {whole}")
+        self.keep_first(None if width == whole else width)
+
     def forward(self, images: Tensor, side: Tensor | None = None) -> Output:
         """Return feature (B, F), tokens (B, T, F) or None, raw (B, D) and unit z (B, D or what is kept)."""
         found = self._maps(images)
