@@ -72,6 +72,12 @@ def test_equal_scores_for_everything_give_the_worst_order():
     assert found["uAP"] == pytest.approx((1 / 9 + 2 / 10) / 2)
 
 
+def test_a_precision_of_exactly_nine_tenths_is_enough():
+    first_wrong = ScoredPairs(np.arange(10), np.arange(10), np.arange(10.0)[::-1])
+    found = copies.evaluate(first_wrong, np.arange(1, 10), np.arange(1, 10))
+    assert (found["RP90"], found["RP90_threshold"]) == (1.0, 0.0)
+
+
 def test_a_true_pair_stated_twice_counts_once_and_a_prediction_twice_is_refused():
     pairs = ScoredPairs(np.array([0, 1]), np.array([0, 0]), np.array([0.9, 0.8]))
     assert copies.evaluate(pairs, np.array([0, 0]), np.array([0, 0]))["uAP"] == 1
