@@ -225,6 +225,11 @@ def test_a_metric_that_is_not_in_both_is_refused(two):
         compare(*results(a, b), bootstrap=DRAWN, show=3, metric="mP@50")
 
 
+def test_the_score_of_a_prediction_is_no_metric(tmp_path):
+    a = written(tmp_path / "a", columns() | {"prediction_score": np.ones(60)})
+    assert read("baseline", str(a)).metrics == ["mP@5", "R@1"]
+
+
 def test_the_metric_of_the_protocol_decides_who_changed_most(tmp_path):
     numbers = {"trained": {}, "protocols": {"met": {"metric": "R@1"}}}
     a, b = (written(tmp_path / name, columns(seed), numbers) for seed, name in enumerate("ab"))
