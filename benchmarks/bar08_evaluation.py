@@ -10,52 +10,20 @@ process (PML needs 6 GiB). About 15 CPU seconds a repeat.
 
 import sys
 
+from evaluation_sides import check_equal, inputs, ours, ours_setup, pml_setup
 from timing import compare, peak_extra_mib, report
 
 QUERIES, GALLERY, DIM, CLASSES, TOP = 10_000, 100_000, 64, 10_000, 100
 
-INPUTS = f"""
-import numpy as np
-from guie.protocols.part import Part
-from guie.protocols.scoring import Depths, score
-from guie.search.exact import Exact
-from guie.types import Embeddings
-r = np.random.default_rng(0)
-labels = r.integers({CLASSES}, size={QUERIES} + {GALLERY})
-centres = r.standard_normal(({CLASSES}, {DIM}), dtype=np.float32)
-vectors = r.standard_normal((len(labels), {DIM}), dtype=np.float32)
-vectors *= 1.5
-for start in range(0, len(vectors), 1000):
-    vectors[start : start + 1000] += centres[labels[start : start + 1000]]
-    vectors[start : start + 1000] /= np.linalg.norm(vectors[start : start + 1000], axis=1, keepdims=True)
+INPUTS = inputs(f"r.integers({CLASSES}, size={QUERIES + GALLERY})", DIM, noise=1.5)
+OURS_SETUP = INPUTS + ours_setup(f"np.arange({QUERIES})", f"np.arange({QUERIES}, len(labels))")
+OURS = ours(TOP)
+PEER_SETUP = INPUTS + pml_setup(TOP)
+PEER = f"""
+sides = slice({QUERIES}), slice({QUERIES}, None)
+asking, answering = ([column[rows] for column in whole] for rows in sides)
+accuracies = calculator.get_accuracy(*asking, *answering)
 """
-
-OURS_SETUP = (
-    INPUTS
-    + f"""
-import faiss
-queries, gallery = np.arange({QUERIES}), np.arange({QUERIES}, len(labels))
-names = np.arange(len(labels)).astype(object)
-part = Part("made up", Embeddings(vectors, names, names, names, names, "s"), Exact(memory_mib=8))
-"""
-)
-OURS = f"scores = score(part, labels, queries, gallery, Depths(map_k={TOP}))\n"
-
-PEER_SETUP = (
-    INPUTS
-    + f"""
-import torch
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-torch.set_num_threads(1)
-wanted = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
-calculator = AccuracyCalculator(include=wanted, k={TOP}, device=torch.device("cpu"))
-query_part = torch.from_numpy(vectors[:{QUERIES}]), torch.from_numpy(labels[:{QUERIES}])
-gallery_part = torch.from_numpy(vectors[{QUERIES}:]), torch.from_numpy(labels[{QUERIES}:])
-"""
-)
-PEER = "accuracies = calculator.get_accuracy(*query_part, *gallery_part)\n"
-
-SAME = {"R@1": "precision_at_1", "R-Prec": "r_precision", "MAP@R": "mean_average_precision_at_r"}
 
 
 def main(repeats: int) -> None:
@@ -64,10 +32,7 @@ def main(repeats: int) -> None:
     ours, peer = compile(OURS, "ours", "exec"), compile(PEER, "peer", "exec")
     exec(ours, namespace)
     exec(peer, namespace)
-    for name, theirs in SAME.items():
-        difference = abs(namespace["scores"].values[name].mean() - namespace["accuracies"][theirs])
-        assert difference < 1e-6, f"{name}: {difference}"
-        print(f"{name} {namespace['accuracies'][theirs]:.6f}, difference {difference:.1e}")
+    check_equal(namespace)
     speed = compare(lambda: exec(ours, namespace), lambda: exec(peer, namespace), repeats)
     report(8, f"evaluation {QUERIES} x {GALLERY}, d={DIM}, top {TOP}, against PML: time", speed, ask=4)
     memory = [peak_extra_mib(OURS_SETUP, OURS), peak_extra_mib(PEER_SETUP, PEER)]
