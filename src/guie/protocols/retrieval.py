@@ -166,9 +166,7 @@ def _by_domain(scores: Scores, domains: np.ndarray, names: list[str], own: dict[
 def _by_group(part: Part, scores: Scores, column: str) -> Numbers:
     if column not in part.embeddings.further:
         found = ", ".join(part.embeddings.further) or "none"
-        raise UserError(
-            f"protocol.group_by: {column}; accepted of {part.name}: its further columns ({found})"
-        )
+        raise UserError(f"protocol.group_by: {column}; accepted of {part.name}: {found}")
     groups = np.asarray(part.embeddings.further[column], dtype=object)[scores.rows]
     return {str(group): summary(scores, groups == group) for group in sorted(set(groups.tolist()))}
 
