@@ -192,6 +192,13 @@ def test_maps_in_a_row_are_handed_out_for_deployment(bank, queries):
         Pipeline({"dba": DBA()}, Exact()).affine(12)
 
 
+def test_a_report_can_say_what_was_done():
+    facts = Pipeline({"qe": AlphaQE(5), "k": KReciprocal()}, Exact(memory_mib=3)).facts()
+    assert facts == Exact(memory_mib=3).facts() | {
+        "postprocess": {"qe": {"neighbours": 5, "alpha": 3.0}, "k": {"k1": 20, "k2": 6, "mix": 0.3}}
+    }
+
+
 @pytest.mark.parametrize("name", list(STEPS))
 def test_no_step_holds_the_scores_of_all_pairs(name):
     r = np.random.default_rng(0)

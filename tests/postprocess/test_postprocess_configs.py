@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from guie.build import build, signature
-from guie.config.compose import directory
+from guie.config.compose import composed, directory
+from guie.errors import UserError
 from guie.postprocess.step import Step
 
 FILES = sorted((directory() / "postprocess").glob("*.yaml"))
@@ -38,3 +39,14 @@ def test_a_preset_builds_a_step_under_its_own_name(file, names, node):
 def test_a_preset_holds_differences_only(file, names, node):
     defaults = {p.name: p.default for p in signature(node["_target_"])}
     assert not [key for key, value in node.items() if key != "_target_" and defaults[key] == value]
+
+
+def test_steps_stand_in_the_order_of_the_command_line_with_their_settings():
+    cfg = composed("eval", ["postprocess=[pca_whitening,egt,dba]", "postprocess.egt.threshold=0.5"])
+    assert list(cfg["postprocess"]) == ["pca_whitening", "egt", "dba"]
+    assert cfg["postprocess"]["egt"]["threshold"] == 0.5 and cfg["postprocess"]["pca_whitening"]["whiten"]
+
+
+def test_a_typo_in_a_step_is_refused():
+    with pytest.raises(UserError, match=r"neighbour.*did you mean 'neighbours'"):
+        composed("eval", ["postprocess=[dba]", "postprocess.dba.neighbour=3"])

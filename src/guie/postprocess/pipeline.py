@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -37,11 +38,13 @@ class Pipeline:
 
     def fit(self, bank: Side) -> None:
         """Fit each step that needs it to training vectors, as the maps before it leave them."""
+        waiting = sum(step.needs_bank for step in self.steps.values())
         for name, step in self.steps.items():
             with named(name):
                 if step.needs_bank:
                     step.fit(bank)
-                if step.kind == "map":
+                    waiting -= 1
+                if waiting and step.kind == "map":
                     bank = replace(bank, vectors=step.apply(bank.vectors, "gallery"))
 
     def index(self, gallery: Side) -> PipelineIndex:
@@ -101,6 +104,11 @@ class Pipeline:
                 maps.append(step.affine(width))
                 width = len(maps[-1][0])
         return maps
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the search says of itself, and the settings of each step."""
+        steps = {name: step.settings() for name, step in self.steps.items()}
+        return {**getattr(self.search, "facts", dict)(), "postprocess": steps}
 
     def _check_fitted(self) -> None:
         for name, step in self.steps.items():
