@@ -11,6 +11,7 @@ from guie.postprocess import saved
 from guie.postprocess.maps import PCA, Discriminant
 from guie.postprocess.negatives import NegativeSubtraction, ScoreNormalisation
 from guie.postprocess.pipeline import Pipeline
+from guie.postprocess.step import Step
 from guie.postprocess.traversal import EGT
 from guie.search.exact import Exact
 
@@ -68,6 +69,32 @@ def test_rerankings_are_not_part_of_what_is_saved(bank, tmp_path):
     saved.save(pipeline, tmp_path, space_id="model")
     assert list(saved.nodes(tmp_path)) == ["pca"]
     saved.load(Pipeline({"pca": PCA(4)}, Exact()), tmp_path, space_id="model")
+
+
+class Remembering(Step):
+    kind = "rerank"
+    needs_bank = True
+
+    def __init__(self):
+        self.seen = {}
+
+    def fit(self, bank):
+        self.seen = {"labels": np.arange(len(bank.labels))}
+
+    def state(self):
+        return self.seen
+
+    def load(self, state):
+        self.seen = state
+
+
+def test_a_reranking_that_is_fitted_is_saved_too(bank, tmp_path):
+    pipeline, other = (Pipeline({"egt": EGT(), "memory": Remembering()}, Exact()) for _ in range(2))
+    pipeline.fit(bank)
+    saved.save(pipeline, tmp_path, space_id="model")
+    saved.load(other, tmp_path, space_id="model")
+    np.testing.assert_array_equal(other.steps["memory"].seen["labels"], np.arange(200))
+    assert list(saved.nodes(tmp_path)) == ["memory"]
 
 
 def test_another_setting_or_space_is_refused_by_name(folder):

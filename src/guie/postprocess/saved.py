@@ -20,7 +20,7 @@ PLAIN, ARRAYS = "postprocess.json", "postprocess.safetensors"
 
 
 def save(pipeline: Pipeline, folder: str | Path, *, space_id: str) -> Path:
-    """Write the steps over vectors and what was fitted in the space `space_id`; return `folder`.
+    """Write the steps and what was fitted in the space `space_id`; return `folder`.
 
     The settings are written last: a folder that has them is complete.
     """
@@ -29,7 +29,7 @@ def save(pipeline: Pipeline, folder: str | Path, *, space_id: str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PLAIN).unlink(missing_ok=True)
-    steps = pipeline.over_vectors().items()
+    steps = _kept(pipeline).items()
     arrays = {f"{name}/{key}": value for name, step in steps for key, value in step.state().items()}
     plain = {"format": FORMAT, "fitted_in": space_id, "steps": {name: node_of(step) for name, step in steps}}
     replace_file(folder / ARRAYS, to_bytes(arrays))
@@ -73,6 +73,11 @@ def node_of(step: Step) -> dict[str, Any]:
     return {"_target_": f"{type(step).__module__}.{type(step).__qualname__}", **step.settings()}
 
 
+def _kept(pipeline: Pipeline) -> dict[str, Step]:
+    """Return what is fitted, and what it was fitted behind."""
+    return {name: step for name, step in pipeline.steps.items() if step.kind != "rerank" or step.needs_bank}
+
+
 def _read(folder: Path) -> dict[str, Any]:
     try:
         plain = json.loads((folder / PLAIN).read_bytes())
@@ -86,7 +91,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _check_same(pipeline: Pipeline, saved: dict[str, dict[str, Any]], folder: Path) -> None:
-    steps = pipeline.over_vectors()
+    steps = _kept(pipeline)
     if list(saved) != list(steps):
         given, kept = ", ".join(steps) or "no step", ", ".join(saved) or "no step"
         raise UserError(f"postprocess: {given}; accepted: {kept}, as {folder} has")
