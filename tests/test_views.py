@@ -81,6 +81,9 @@ def test_a_scripted_view_shows_a_network_what_embedding_shows_it(look):
         def read(self, row):
             return rows[row]
 
+        def crop(self, row):
+            return None
+
     rows = [encoded(picture(*size)) for size in SIZES]
     views = Views({"one": look}, scales=(1.0, 1.5))
     for spec in SPECS:

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from guie import assembly, checkpoint, embeddings, evaluating, runfolder
 from guie.build import build
 from guie.data.bad_images import BadImages
+from guie.datasets.evaluated import cropped
 from guie.datasets.manifest import SPLITS, Manifest
 from guie.durable import sync
 from guie.embed import concatenation, formats
@@ -29,6 +30,7 @@ from guie.embed.reading import Job, Reader, looks
 from guie.embed.space import digest, space_id
 from guie.embed.vectors import vectors_file
 from guie.errors import UserError
+from guie.protocols import chosen as protocols
 from guie.train.distributed import World, precision
 
 log = logging.getLogger("guie")
@@ -52,10 +54,7 @@ class Task:
 
 def embed_configured(cfg: Mapping[str, Any], here: World, notice: Any) -> None:
     """Embed `dataset` by `ckpt` through `views`, write `formats`; say where."""
-    if not cfg["out"]:
-        raise UserError("out: not given; accepted: a folder that is new, or holds the same job unfinished")
-    if cfg["precision"] not in PRECISIONS:
-        raise UserError(f"precision: '{cfg['precision']}'; accepted: {', '.join(PRECISIONS)}")
+    check_values(cfg)
     models = here.on_main(partial(chosen_models, cfg))
     weights = concatenation.check_weights(cfg["weights"], list(models))
     views = build(cfg["views"], where="views") if cfg["views"] else None
@@ -69,11 +68,25 @@ def embed_configured(cfg: Mapping[str, Any], here: World, notice: Any) -> None:
         open_tasks = here.on_main(partial(not_done, found, cfg["overwrite"]))
         tasks = {name: found[name] for name in open_tasks}
         if tasks:
+            num_rows = sum(len(task.rows) for task in tasks.values())
+            by = f" by {here.size} processes" if here.size > 1 else ""
+            log.info("embedding %d pictures of %s%s", num_rows, ", ".join(tasks), by)
             compute(cfg, models, tasks, reader, here, notice)
         here.on_main(partial(write_all, cfg, tasks, weights))
         here.on_main(partial(shutil.rmtree, out / ".work"))
     if here.is_main:
-        print("\n".join(map(described, found.values())))
+        print(f"embeddings  {out}")
+
+
+def check_values(cfg: Mapping[str, Any]) -> None:
+    """Raise UserError naming a value that cannot be."""
+    if not cfg["out"]:
+        raise UserError("out: not given; accepted: a folder that is new, or holds the same job unfinished")
+    if cfg["precision"] not in PRECISIONS:
+        raise UserError(f"precision: '{cfg['precision']}'; accepted: {', '.join(PRECISIONS)}")
+    for key in ("batch_size", "threads"):
+        if cfg[key] is not None and cfg[key] < 1:
+            raise UserError(f"{key}: {cfg[key]}; accepted: 1 or more")
 
 
 def chosen_models(cfg: Mapping[str, Any]) -> dict[str, str | None]:
@@ -92,7 +105,7 @@ def chosen_models(cfg: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def chosen_rows(cfg: Mapping[str, Any]) -> dict[str, Manifest]:
-    """Return the rows of each data set, those of `split` where that is given."""
+    """Return the rows of each data set, those of `split` where that is given, cropped by its protocol."""
     found = assembly.manifests(cfg["dataset"], cfg["data_root"])
     splits = [cfg["split"]] if isinstance(cfg["split"], str) else list(cfg["split"] or [])
     for split in splits:
@@ -102,7 +115,8 @@ def chosen_rows(cfg: Mapping[str, Any]) -> dict[str, Manifest]:
     for name, manifest in rows.items():
         if not len(manifest):
             raise UserError(f"split: {', '.join(splits)}: no rows in {name}; accepted: a split that it has")
-    return rows
+    official = protocols.chosen({}, rows)
+    return {name: cropped(manifest, official[name].crops) for name, manifest in rows.items()}
 
 
 @contextmanager
@@ -199,6 +213,7 @@ def compute(
     """Embed every data set by every model, one model in memory at a time; the tasks get files and spaces."""
     width = 0
     for model, path in models.items():
+        embedder = None  # one leaves before the next one comes
         embedder = here.on_main_first(partial(loaded, cfg, path)).to(here.device)
         width += embedder.embed_dim
         formats.check_width(formats.check_names(cfg["formats"], cfg["ids"]), width)

@@ -16,10 +16,11 @@ from filelock import FileLock
 from PIL import Image
 from ranks import fork, wait
 
-from guie import assembly, checkpoint, embeddings
+from guie import assembly, checkpoint, embedding, embeddings
 from guie.checkpoint import State
 from guie.cli import embed as command
 from guie.config.compose import composed
+from guie.datasets.manifest import from_columns
 from guie.embed.reading import Reader
 from guie.embed.space import space_id
 from guie.embed.vectors import embed
@@ -178,6 +179,16 @@ def test_what_is_done_is_passed_over_what_differs_refused_or_replaced(words, mod
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["folder", "log.txt"]
 
 
+def test_queries_are_cropped_as_their_data_sets_protocol_says(monkeypatch, tmp_path):
+    columns = {"file": ["q.png", "i.png"], "label": ["a", "a"], "split": ["query", "index"]}
+    rows = from_columns("roxford5k", tmp_path, columns | {"box": ["1,2,3,4", "5,6,7,8"]})
+    monkeypatch.setattr("guie.assembly.manifests", lambda *_: {"roxford5k": rows, "mine": rows})
+    found = embedding.chosen_rows({"dataset": {}, "data_root": ".", "split": None})
+    assert [found["roxford5k"].crop(row) for row in (0, 1)] == [(1, 2, 3, 4), None]
+    assert found["mine"].crop(0) is None
+    assert found["roxford5k"].fingerprint() != found["mine"].fingerprint()
+
+
 def test_other_files_are_never_replaced_and_two_writers_are_one_too_many(words, models, tmp_path):
     (tmp_path / "mine" / "folder").mkdir(parents=True)
     (tmp_path / "mine" / "folder" / "thesis.txt").write_text("long")
@@ -213,7 +224,10 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_what_is_done(words, models, monkeypa
         patch.setattr("guie.cli.console.Notices", Stopped)
         code, lines = console(patch, capsys, "embed", *words, f"ckpt={models['a']}", "out=made")
     assert code == 130
-    assert lines == ["guie-embed: stopped; the same command goes on from here"]
+    assert lines == [
+        "embedding 13 pictures of folder",
+        "guie-embed: stopped; the same command goes on from here",
+    ]
     assert len(list((tmp_path / "made" / ".work").rglob("0*.npy"))) == 1
     assert run("embed", *words, f"ckpt={models['a']}", "out=made") == 0
 
@@ -239,6 +253,7 @@ def test_bad_pictures_are_listed_beside_the_vectors(words, models, data, tmp_pat
         (["out=x", "formats=hdf5"], "formats: 'hdf5'; accepted: npy, fvecs, isc, e0"),
         (["out=x", "ids=name"], "ids: 'name'; accepted: stem, file"),
         (["out=x", "precision=int8"], "precision: 'int8'; accepted: auto, native, fp32, bf16, fp16"),
+        (["out=x", "batch_size=0"], "batch_size: 0; accepted: 1 or more"),
         (["out=x", "split=all"], "split: 'all'; accepted: train, val, test, query, index"),
         (["out=x", "split=val"], "split: val: no rows in folder; accepted: a split that it has"),
         (["out=x", "weights={a:1}"], "weights.a: there is no such model; accepted: with several models"),

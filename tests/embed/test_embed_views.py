@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from guie.datasets.manifest import Manifest
 from guie.embed.reading import Reader
 from guie.embed.space import space_id
 from guie.embed.vectors import embed
@@ -92,6 +93,25 @@ def test_side_inputs_are_those_of_the_picture_whatever_is_seen_of_it(manifest):
         height, width = 9 + i, 12
         expected = np.array([height / width, height / 224, width / 224])
         np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), rtol=1e-5)
+
+
+def test_of_a_cropped_picture_all_looks_and_side_inputs_are_those_of_the_crop(manifest):
+    class Sided(AnySize):
+        side_dim = 3
+
+        def forward(self, images, side):
+            raw = torch.cat([side[:, :1], images.float().mean((1, 2, 3))[:, None], side[:, 2:]], dim=1)
+            return type("Output", (), {"raw": raw, "z": torch.nn.functional.normalize(raw, dim=1)})
+
+    network = Sided()
+    network.preprocess = Preprocess(size_px=(8, 8))
+    boxes = ["2,1,5,7"] + [None] * (len(manifest) - 1)
+    boxed = Manifest("boxed", manifest.root, manifest.table.append_column("crop", [boxes]))
+    for views in (None, Views()):
+        found = embed(network, boxed, Reader(batch_size=4, threads=2, views=views)).vectors
+        seen = apply(decode(manifest.read(0))[1:8, 2:7].copy(), network.preprocess)
+        expected = np.array([7 / 5, seen.mean(), 5 / 224])
+        np.testing.assert_allclose(found[0], expected / np.linalg.norm(expected), rtol=1e-5)
 
 
 def test_a_network_of_one_size_refuses_scales_in_one_line_and_takes_parts(manifest):

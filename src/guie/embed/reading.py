@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from guie.data.bad_images import BadImages
 from guie.data.sizes import original_sizes
-from guie.datasets.manifest import Manifest
+from guie.datasets.manifest import CROP, Manifest
 from guie.errors import UserError
 from guie.images import BadImage, decode
 from guie.launch import cores, ranks_here
@@ -126,7 +126,7 @@ def _collected(places: range, futures: list[Future]) -> tuple[range, list[Any]]:
 
 
 def exact(manifest: Manifest, embedder: Any) -> Picture:
-    """Return the one look of evaluation."""
+    """Return the one look of evaluation, at what its protocol crops of the picture."""
     spec = embedder.preprocess
     return lambda view, row: (load(manifest.read(row), spec, box=manifest.crop(row)),)
 
@@ -156,7 +156,7 @@ def embedding(embedder: Any, manifest: Manifest, reader: Reader) -> Forward:
     """Return the function from looks and their rows to z; with side inputs where the embedder reads some."""
     side = None
     if getattr(embedder, "side_dim", 0):
-        side = torch.from_numpy(side_inputs(original_sizes(manifest))).to(reader.device)
+        side = torch.from_numpy(side_inputs(_sizes(manifest))).to(reader.device)
     views = reader.views
 
     def forward(images: Sequence[Tensor], rows: np.ndarray) -> Tensor:
@@ -168,6 +168,15 @@ def embedding(embedder: Any, manifest: Manifest, reader: Reader) -> Forward:
         return combined(out.z if views.summed == "unit" else out.raw[:, : out.z.shape[1]] for out in passes)
 
     return forward
+
+
+def _sizes(manifest: Manifest) -> np.ndarray:
+    """Return (height, width) of each picture, of a cropped one those of its box, (N,2) float32."""
+    sizes = original_sizes(manifest)
+    for row in range(len(manifest)) if CROP in manifest.table.column_names else ():
+        if box := manifest.crop(row):
+            sizes[row] = box[3], box[2]
+    return sizes
 
 
 def check_sizes(embedder: Any, reader: Reader) -> None:
