@@ -25,7 +25,8 @@ from guie import checkpoint
 from guie.durable import replace_file
 from guie.errors import UserError
 
-# What may differ between a run and its continuation: how long and where it runs, not what it computes.
+# What may differ between a run and its continuation: how long and where it runs and who is told of it, not
+# what it computes.
 LIMITS = ("trainer.max_steps", "trainer.epochs")
 MAY_DIFFER = {*LIMITS, "run_dir", "resume", "data_root", "hw.workers", "hw.threads", "hw.shard"}
 TEACHER = "teacher.path"  # where it lies, below any head; that it is the same one is known by its space id
@@ -181,13 +182,17 @@ def read_config(path: Path) -> dict[str, Any]:
 def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> list[str]:
     """Return the keys that differ; raises UserError naming those that may not."""
     changed = changed_keys(old, new)
-    refused = [key for key in changed if key not in MAY_DIFFER and not key.endswith(f".{TEACHER}")]
+    refused = [key for key in changed if not _may_differ(key)]
     if refused:
         before, after = flat(old), flat(new)
         shown = "; ".join(f"{k}: was {before.get(k)!r}, now {after.get(k)!r}" for k in refused[:5])
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise UserError(f"{where}: {shown}{more}; accepted: the same config but for {', '.join(LIMITS)}")
     return changed
+
+
+def _may_differ(key: str) -> bool:
+    return key in MAY_DIFFER or key.endswith(f".{TEACHER}") or key.partition(".")[0] == "tracker"
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
