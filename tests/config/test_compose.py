@@ -14,7 +14,7 @@ GROUP_FILES = sorted((group, name) for group, name, _ in targets([directory()]))
 PRESETS = sorted(path.stem for path in (directory() / "exp").glob("*.yaml"))
 REQUIRED = {"folder": "root", "csv": "path", "tfrecord": "pattern", "tar": "pattern"}
 NEEDED = {f"neck={name}": ["neck.domains=2"] for name in ("domain_tiles", "domain_separate")}
-COMMAND_OF = {"cleaning": "clean", "views": "embed"} | dict.fromkeys(
+COMMAND_OF = {"cleaning": "clean", "views": "embed", "recognise": "recognise"} | dict.fromkeys(
     ("protocol", "search", "postprocess"), "eval"
 )
 NEEDED["postprocess=linear"] = ["postprocess.linear.path=x"]

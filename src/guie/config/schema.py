@@ -38,11 +38,12 @@ GROUPS = (
     "protocol",
     "search",
     "postprocess",
+    "recognise",
 )
 # Groups whose choices stand side by side under their names.
 NAMED = ("dataset", "postprocess")
 PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
-PATH_KEYS |= {"path", "pattern", "wise", "start", "centres", "baseline", "candidate"}
+PATH_KEYS |= {"path", "pattern", "wise", "start", "centres", "baseline", "candidate", "nothing"}
 
 _SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
 
@@ -222,6 +223,20 @@ class Compare:
     seed: int = 0
 
 
+@dataclass
+class Recognise:
+    """Keys of guie-recognise: whose neighbours vote, how, and what judges the result."""
+
+    recognise: Any = MISSING
+    dataset: Any = field(default_factory=dict)
+    embeddings: Any = None
+    weights: Any = None
+    nothing: Any = None
+    fit: bool = False
+    out: str | None = None
+    data_root: str = "data"
+
+
 COMMANDS = {
     "train": Train,
     "eval": Eval,
@@ -231,6 +246,7 @@ COMMANDS = {
     "clean": Clean,
     "soup": Soup,
     "compare": Compare,
+    "recognise": Recognise,
 }
 
 # The parameter of a data set that names its raw files, and so takes guie-prepare's `raw`: the first it has.

@@ -1,0 +1,97 @@
+"""From saved embeddings to predictions in a file: what guie-recognise does once it has read them.
+
+Rows of split query ask, those of split index answer; where there is no index, those of split train.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from guie.durable import replace_file
+from guie.errors import UserError
+from guie.metrics.recognition import accuracy, gap
+from guie.recognise.pipeline import Predictions, Recogniser, View
+from guie.types import Embeddings, Side
+
+FILE = "predictions.csv"
+COLUMNS = ("file", "label", "score")
+DISTRACTOR = "distractor"  # the label of queries that show nothing known
+
+Picture = Callable[[str], bytes]
+
+
+def views_of(
+    parts: Mapping[str, Embeddings],
+    weights: Mapping[str, float] | None = None,
+    nothing: Mapping[str, Embeddings] | None = None,
+    picture: Picture | None = None,
+) -> dict[str, View]:
+    """Return what each model sees, by name; UserError where it asks nothing, or has no answers.
+
+    `weights` of the models' lists, 1 where none is given; `nothing`: by model, pictures of nothing known.
+    """
+    weights, nothing = weights or {}, nothing or {}
+    for name in [*weights, *nothing]:
+        if name not in parts:
+            raise UserError(f"{name}: no such model among the embeddings; accepted: {', '.join(parts)}")
+    for name, part in nothing.items():
+        if part.space_id != parts[name].space_id:
+            told = f"{name} is of space {part.space_id}; accepted: {parts[name].space_id}"
+            raise UserError(f"nothing: {told} (embed again with one model)")
+    return {
+        name: View(
+            _side(name, part, ("query",), picture),
+            _side(name, part, ("index", "train"), picture, labels=True),
+            Side(nothing[name].vectors, nothing[name].files) if name in nothing else None,
+            float(weights.get(name, 1.0)),
+        )
+        for name, part in parts.items()
+    }
+
+
+def _side(
+    name: str, part: Embeddings, splits: tuple[str, ...], picture: Picture | None, *, labels: bool = False
+) -> Side:
+    """Return the rows of the first of `splits` that there is."""
+    found = np.asarray(part.splits, dtype=str)
+    rows = next((np.flatnonzero(found == split) for split in splits if (found == split).any()), None)
+    if rows is None:
+        present = ", ".join(sorted(set(found.tolist()))) or "no rows"
+        raise UserError(f"{name}: splits {present}; accepted: {' or '.join(splits)} among them")
+    names = np.asarray(part.labels, dtype=object)[rows] if labels else None
+    return Side(part.vectors[rows], np.asarray(part.files, dtype=object)[rows], names, picture)
+
+
+def truth_of(part: Embeddings) -> np.ndarray:
+    """Return the labels (Q,) str of the rows that ask."""
+    return np.asarray(part.labels, dtype=object)[np.asarray(part.splits, dtype=str) == "query"]
+
+
+def predicted(recogniser: Recogniser, views: Mapping[str, View], out: Path) -> Predictions:
+    """Return the predictions, and write them to `out`/predictions.csv: file, label ("" for none), score."""
+    found = recogniser.predict(views)
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(COLUMNS)
+    lines.writerows(zip(found.ids, found.labels, map(str, found.scores.tolist()), strict=True))
+    out.mkdir(parents=True, exist_ok=True)
+    replace_file(out / FILE, text.getvalue().encode())
+    return found
+
+
+def scored(found: Predictions, truth: np.ndarray) -> dict[str, float]:
+    """Return GAP, GAP- and ACC against `truth` (Q,) str; empty where every query is a distractor."""
+    known, answered = truth != DISTRACTOR, found.labels != ""
+    if not known.any():
+        return {}
+    correct = (found.labels == truth) & known
+    return {
+        "GAP": gap(correct, found.scores, known, answered=answered),
+        "GAP-": gap(correct, found.scores, known, answered=answered & known),
+        "ACC": accuracy(correct, known),
+    }
