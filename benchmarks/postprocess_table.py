@@ -121,7 +121,9 @@ def copy_detection(
     """Return R@1, uAP and RP90 of the copies; a copy has the label of its original."""
     queries, gallery = found.labels[copied & (splits == "query")], found.labels[splits == "index"]
     true_query, true_item = np.nonzero(queries[:, None] == gallery)
-    values = copies.evaluate(copies.best_pairs(ranking)[0], true_query, true_item)
+    query, rank = np.nonzero(ranking.ids >= 0)
+    pairs = copies.ScoredPairs(query, ranking.ids[query, rank].astype(np.int64), ranking.scores[query, rank])
+    values = copies.evaluate(pairs, true_query, true_item)
     return [values["R@1"], values["uAP"], values["RP90"]]
 
 
