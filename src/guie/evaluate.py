@@ -93,7 +93,7 @@ def evaluate(
     joined = _merged(parts, chosen, numbers, search, picture) if merged else None
     return Evaluation(
         numbers | ({"merged": joined} if joined else {}),
-        _stacked([outcome.queries for outcome in found.values()]),
+        _stacked([_valued(outcome.queries, chosen[name].metric) for name, outcome in found.items()]),
         {name: settings(one) | {"metric": _metric(one, numbers[name])} for name, one in chosen.items()},
         {name: outcome.lists for name, outcome in found.items() if outcome.lists},
     )
@@ -167,6 +167,16 @@ def _of(picture: Picture | None, name: str) -> Callable[[str], bytes] | None:
 def _of_any(picture: Picture | None) -> Callable[[str], bytes] | None:
     """Return how to read a file of a merged index, which begins with its data set's name."""
     return None if picture is None else lambda file: picture(*file.split("/", 1))
+
+
+def _valued(queries: Columns, metric: str) -> Columns:
+    """Return the columns with `value`: what each query gives to the metric, or how well it itself went."""
+    shown = next(name for name in (metric, "mP@5", "ACC", *queries) if _is_metric(queries, name))
+    return {**queries, "value": queries[shown]}
+
+
+def _is_metric(queries: Columns, name: str) -> bool:
+    return isinstance(queries.get(name), np.ndarray) and queries[name].dtype.kind == "f"
 
 
 def _stacked(tables: list[Columns]) -> Columns:

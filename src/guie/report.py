@@ -309,7 +309,8 @@ def _galleries(path: Path, read_picture: ReadPicture) -> list[dict]:
     import pyarrow.parquet as pq
 
     table = pq.ParquetFile(path).read()
-    value = np.array(table["mP@5"].to_pylist())
+    value = np.array(table["value" if "value" in table.column_names else "mP@5"].to_pylist())
+    value = np.nan_to_num(value, nan=0.5)  # a query that does not count is neither the worst nor the best
     first = np.array(table["first_hit"].to_pylist())
     late = np.where(first > 0, first, np.iinfo(np.int32).max)
     domains = np.asarray(table["domain"].to_pylist(), dtype=object)
@@ -358,7 +359,8 @@ def _case(table: Any, row: int, read_picture: ReadPicture) -> dict:
         kind = "hit" if its_label == label else other
         caption = f"{score:.2f}" if kind == "hit" else f"{score:.2f} {_short(its_label)}"
         pictures.append(_picture(read_picture, dataset, file, its_label, kind, caption))
-    value = f"mP@5 {_share(query['mP@5'])} · {query['relevant']} relevant"
+    name = "mP@5" if "mP@5" in query else "value"
+    value = f"{name} {_share(query[name])} · {query['relevant']} relevant"
     shown = {"label": _short(label), "file": query["file"], "domain": query["domain"] or dataset}
     return shown | {"value": value, "pictures": pictures}
 

@@ -26,7 +26,7 @@ def cropped(manifest: Manifest, splits: Sequence[str]) -> Manifest:
         return manifest
     if "box" not in manifest.table.column_names:
         raise UserError(
-            f"dataset {manifest.name}: no column box; accepted: protocol.{manifest.name}.crops=[]"
+            f"dataset {manifest.name}: no column box to crop to; accepted: protocol.{manifest.name}.crops=[]"
         )
     boxes = manifest.table["box"].cast(pa.string()).combine_chunks()
     crops = pc.if_else(pa.array(asked), boxes, pa.scalar(None, pa.string()))

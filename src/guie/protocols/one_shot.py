@@ -39,4 +39,5 @@ class OneShot(Protocol):
         right = [entry["R@1"] for entry in outcome.numbers["domains"].values() if "R@1" in entry]
         accuracy = float(np.mean(right))
         found = {"one_shot_error": 1.0 - accuracy, "one_shot_accuracy": accuracy}
-        return outcome._replace(numbers=outcome.numbers | found)
+        queries = outcome.queries | {self.metric: outcome.queries["own R@1"]}
+        return outcome._replace(numbers=outcome.numbers | found, queries=queries)
