@@ -205,7 +205,7 @@ def _of_all(search: Search, here: Any) -> Search:
 
 
 def _beside(cfg: Mapping[str, Any], key: str) -> dict[str, Manifest]:
-    """Return the rows of `bank` (split train) or `distractors` (all) by data set, none where none is chosen."""
+    """Return the rows of `bank` (split train) or `distractors` (all) by data set, none where not chosen."""
     from guie import assembly
 
     if not cfg[key]:
