@@ -160,7 +160,7 @@ def test_an_index_answers_as_the_function_does_tile_by_tile():
     gallery = whole_numbers(900, 4, 8)
     self_ids = np.arange(len(gallery))
     index = exact.Exact(memory_mib=0.5).index(Side(gallery))
-    assert index.tile == exact.tile_rows(102, 0.5)
+    assert index.tile == exact.tile_rows(109, 0.5)
     found = [
         index.search(Side(gallery[rows]), 5, self_ids=rows).ids
         for rows in np.array_split(self_ids, len(gallery) // index.tile + 1)

@@ -9,7 +9,7 @@ whatever multiplied (faiss, numpy, a GPU), in whatever tiles, over however many 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,8 +28,8 @@ SPARE = 8
 # strays as a random walk does, by 2^-24 a step at most; seen is a fifth of it.
 ROUNDING = 4 * 2.0**-24
 
-# Neighbours of a query that metrics ask for, about: what the tile of an index is cut for.
-USUAL_DEPTH = 102
+# Neighbours of a query that metrics ask for, and the query itself: what the tile of an index is cut for.
+USUAL_DEPTH = 101
 
 # Bytes of candidates' vectors that are scored anew at a time.
 RESCORED = 1 << 20
@@ -68,7 +68,7 @@ class ExactIndex:
     @property
     def tile(self) -> int:
         """Return how many queries fit the memory at once."""
-        return tile_rows(USUAL_DEPTH, self.memory_mib)
+        return tile_rows(USUAL_DEPTH + SPARE, self.memory_mib)
 
     def search(self, queries: Side, k: int, *, self_ids: np.ndarray | None = None) -> Ranking:
         """Return what `ranked` states: the k best gallery positions of each query, (Q,k)."""
@@ -123,9 +123,7 @@ def ranked(
     check(queries.vectors, gallery, k, self_ids)
     ranking = nobody(len(queries.vectors), k)
     wanted = min(len(gallery), int(k) + (self_ids is not None))
-    rows = tile_rows(wanted + SPARE, memory_mib)
-    for start in range(0, len(ranking.ids) if wanted else 0, rows):
-        here = slice(start, start + rows)
+    for here in even_tiles(len(ranking.ids) if wanted else 0, tile_rows(wanted + SPARE, memory_mib)):
         ids, scores = best(np.ascontiguousarray(queries.vectors[here], dtype=np.float32), wanted)
         if self_ids is not None:
             ids, scores = without_self(ids, scores, self_ids[here])
@@ -139,6 +137,13 @@ def tile_rows(k: int, memory_mib: float) -> int:
     """Return how many queries fit `memory_mib` at once: a score block, faiss' reservoir and sorted copies."""
     bytes_per_query = 4 * engines.BLOCK + 12 * 2 * k + 40 * k
     return int(np.clip(memory_mib * 2**20 / bytes_per_query, 16, 4096))
+
+
+def even_tiles(count: int, most: int) -> Iterator[slice]:
+    """Yield slices of 0..count of about one size, `most` at most: in a small product a row costs more."""
+    tiles = -(-count // most)
+    for part in range(tiles):
+        yield slice(count * part // tiles, count * (part + 1) // tiles)
 
 
 def check(queries: np.ndarray, gallery: np.ndarray, k: int, self_ids: np.ndarray | None) -> None:
