@@ -158,7 +158,7 @@ def planned(cfg: Mapping[str, Any], told: Mapping[str, Any], name: str, rows: Ma
     kinds = formats.check_names(cfg["formats"], cfg["ids"])
     ids = formats.picture_ids(map(rows.place, range(len(rows))), cfg["ids"])
     formats.check(kinds, ids, rows.splits)
-    written = {key: cfg[key] for key in ("weights", "split", "ids", "precision")}
+    written = {key: cfg[key] for key in ("keep", "weights", "split", "ids", "precision")}
     job = {**told, **written, "formats": list(kinds), "rows": rows.fingerprint()}
     return Task(rows, job, ids, out / name, out / ".work" / name)
 
@@ -225,8 +225,11 @@ def compute(
 
 
 def loaded(cfg: Mapping[str, Any], path: str | None) -> Any:
-    """Return the embedder of a run or checkpoint, or the backbone alone."""
-    return evaluating.backbone_alone(cfg) if path is None else assembly.trained_embedder(path)[0]
+    """Return the embedder of a run or checkpoint, or the backbone alone; the first `keep` of its numbers."""
+    embedder = evaluating.backbone_alone(cfg) if path is None else assembly.trained_embedder(path)[0]
+    if cfg["keep"] is not None:
+        embedder.cut_to(cfg["keep"])
+    return embedder
 
 
 def embedded(

@@ -104,6 +104,11 @@ def test_two_models_stand_side_by_side_by_weight_in_a_space_of_their_own(words, 
     np.testing.assert_allclose(embeddings.load(tmp_path / "x" / "folder").vectors, whole, atol=1e-6)
     spaces |= {vectors_of(path, data).space_id for path in models.values()}
     assert len(spaces) == 5
+    assert run("embed", *words, f"ckpt={models['a']}", "out=first", "keep=3") == 0
+    first = embeddings.load(tmp_path / "first" / "folder")
+    cut = parts["a"][:, :3] / np.linalg.norm(parts["a"][:, :3], axis=1, keepdims=True)
+    np.testing.assert_allclose(first.vectors, cut, atol=1e-6)
+    assert first.space_id not in spaces
 
 
 def killed_when(monkeypatch, done, model="a", rank=0):

@@ -124,6 +124,7 @@ class Embed:
     pool: Any = None
     views: Any = None
     ckpt: Any = None
+    keep: int | None = None
     weights: Any = None
     out: str | None = None
     formats: Any = "npy"
