@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from guie.config.compose import composed
-from guie.datasets.revisited import roxford5k, rparis6k
+from guie.datasets.revisited import r1m, roxford5k, rparis6k
 from guie.errors import UserError
 
 INDEX = [
@@ -98,7 +98,19 @@ def test_mistakes_name_the_file_and_the_query(tmp_path, change, message):
         roxford5k(write(tmp_path, content), data_root="elsewhere")
 
 
-@pytest.mark.parametrize("name", ["roxford5k", "rparis6k"])
+def test_distractors_are_an_index_without_labels(tmp_path):
+    for name in ("0a/1.jpg", "0a/b/2.jpg", "1/3.jpg", "1/list.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = r1m(str(tmp_path), data_root="elsewhere")
+    assert sorted(found.files) == ["0a/1.jpg", "0a/b/2.jpg", "1/3.jpg"]
+    assert found.label_names == ["distractor"] and set(found.splits) == {"index"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no pictures in its folders; accepted: revisitop1m, unpacked"):
+        r1m(str(tmp_path / "empty"), data_root="elsewhere")
+
+
+@pytest.mark.parametrize("name", ["roxford5k", "rparis6k", "r1m"])
 def test_the_yamls_compose(name):
     cfg = composed("train", [f"dataset={name}"])
     assert cfg["dataset"][name]["_target_"] == f"guie.datasets.revisited.{name}"

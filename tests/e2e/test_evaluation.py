@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from commands import console, metrics, run
+from commands import TINY, console, metrics, run
 from PIL import Image
 
 from guie import embeddings
@@ -130,6 +130,18 @@ def test_a_cap_bounds_what_is_embedded(classes, tmp_path):
     assert numbers["queries"] == 8 and numbers["gallery"] == 8
     with pytest.raises(UserError, match="eval_cap: 0; accepted: 1 or more pictures, or null for all"):
         of_csv(classes, tmp_path / "x", "eval_cap=0")
+
+
+def test_training_is_watched_on_a_capped_set_and_ends_with_all_of_it(drawn, tmp_path):
+    assert run("train", *TINY, "eval_cap=8", f"data_root={drawn}", f"run_dir={tmp_path}") == 0
+    floors = json.loads((tmp_path / "floors_capped.json").read_text())
+    assert floors["backbone"]["merged"]["queries"] == 8
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    watched = [line for line in lines if "mP@5" in line]
+    assert watched[-1]["frozen_mP@5"] == floors["backbone"]["merged"]["mP@5"]
+    found = metrics(tmp_path)
+    assert found["trained"]["merged"]["queries"] == found["floors"]["backbone"]["merged"]["queries"] > 8
+    assert "eval_cap: toy: during training on 8 of" in (tmp_path / "log.txt").read_text()
 
 
 def test_post_processing_is_told_step_by_step(classes, tmp_path, capsys):

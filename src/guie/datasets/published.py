@@ -45,6 +45,7 @@ PUBLISHED: dict[str, dict[str, Stated]] = {
     "objectnet": {"test": Stated(50_273, 313)},
     "products10k": {"train": Stated(141_931, 9_691), "test": Stated(55_376)},
     "products10k_retrieval": {"index": Stated(141_931, 9_691), "query": Stated(55_376)},
+    "r1m": {"index": Stated(1_001_001)},
     "roxford5k": {"query": Stated(70), "index": Stated(4_993)},
     "rparis6k": {"query": Stated(70), "index": Stated(6_322)},
     "sop": {"train": Stated(59_551, 11_318), "test": Stated(60_502, 11_316)},

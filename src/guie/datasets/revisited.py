@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from guie.datasets.folder import pictures_below
 from guie.datasets.known import Listing, known, required
 from guie.datasets.manifest import Manifest
 from guie.datasets.rules import Rules
@@ -25,6 +26,23 @@ def roxford5k(root: str = "roxford5k", rules: Rules = None, *, data_root: str) -
 def rparis6k(root: str = "rparis6k", rules: Rules = None, *, data_root: str) -> Manifest:
     """Return 70 queries and 6,322 pictures of the index, by `gnd_rparis6k.pkl`; see `listed`."""
     return known("rparis6k", root, data_root, partial(listed, ground_truth="gnd_rparis6k.pkl"), rules)
+
+
+def r1m(root: str = "revisitop1m", rules: Rules = None, *, data_root: str) -> Manifest:
+    """Return the protocol's million distractors, every picture in the folders of `root`, all as index.
+
+    They are searched with another set: `distractors=r1m`.
+    """
+    return known("r1m", root, data_root, listed_distractors, rules)
+
+
+def listed_distractors(place: Path) -> Listing:
+    """List the pictures below `place`, at least one folder deep; the label is `distractor`."""
+    files = list(pictures_below(place))
+    if not files:
+        raise UserError(f"{place}: no pictures in its folders; accepted: revisitop1m, unpacked")
+    constants = {"label": "distractor", "domain": "landmark", "split": "index"}
+    return Listing({"file": files} | {name: [value] * len(files) for name, value in constants.items()})
 
 
 def listed(place: Path, ground_truth: str) -> Listing:
