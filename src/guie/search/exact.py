@@ -25,7 +25,7 @@ Best = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 SPARE = 8
 
 # Two products of unit vectors of D values differ by less than sqrt(D) times this: a sum of D rounded terms
-# strays as a random walk does, by 2^-24 a step at most; seen is a fifth of it.
+# strays as a random walk does, by 2^-24 a step at most; a third of it is the most that was seen.
 ROUNDING = 4 * 2.0**-24
 
 # Neighbours of a query that metrics ask for, and the query itself: what the tile of an index is cut for.
