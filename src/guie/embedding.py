@@ -62,11 +62,10 @@ def embed_configured(cfg: Mapping[str, Any], here: World, notice: Any) -> None:
     reader = Reader(cfg["batch_size"], cfg["threads"], here.device, dtype, views)
     sets = here.on_main_first(partial(chosen_rows, cfg))
     out = Path(cfg["out"]).expanduser()
+    told = models_told(cfg, models) | {"views": views.key if views else None}
+    found = {name: planned(cfg, told, name, rows, out) for name, rows in sets.items()}
+    tasks = {name: found[name] for name in here.on_main(partial(not_done, found, cfg["overwrite"]))}
     with held(out, here):
-        told = models_told(cfg, models) | {"views": views.key if views else None}
-        found = {name: planned(cfg, told, name, rows, out) for name, rows in sets.items()}
-        open_tasks = here.on_main(partial(not_done, found, cfg["overwrite"]))
-        tasks = {name: found[name] for name in open_tasks}
         if tasks:
             num_rows = sum(len(task.rows) for task in tasks.values())
             by = f" by {here.size} processes" if here.size > 1 else ""
@@ -94,10 +93,10 @@ def chosen_models(cfg: Mapping[str, Any]) -> dict[str, str | None]:
     ckpt = cfg["ckpt"]
     if ckpt == "none":
         return {"": None}
-    if not isinstance(ckpt, Mapping):
+    if ckpt is None or isinstance(ckpt, str):
         return {"": str(Path(ckpt).expanduser() if ckpt else evaluating.newest_run(Path("runs")))}
-    if not ckpt:
-        raise UserError("ckpt: {}; accepted: a run, or several by name as in ckpt={a:runs/a,b:runs/b}")
+    if not ckpt or not isinstance(ckpt, Mapping):
+        raise UserError(f"ckpt: {ckpt}; accepted: a run, or several by name as in ckpt={{a:runs/a,b:runs/b}}")
     for name, path in ckpt.items():
         if not isinstance(path, str):
             raise UserError(f"ckpt.{name}: {path!r}; accepted: a run or checkpoint")

@@ -262,6 +262,7 @@ def test_bad_pictures_are_listed_beside_the_vectors(words, models, data, tmp_pat
         (["out=x", "split=all"], "split: 'all'; accepted: train, val, test, query, index"),
         (["out=x", "split=val"], "split: val: no rows in folder; accepted: a split that it has"),
         (["out=x", "weights={a:1}"], "weights.a: there is no such model; accepted: with several models"),
+        (["out=x", "ckpt=[a,b]"], "ckpt: ['a', 'b']; accepted: a run, or several by name as in ckpt={a:"),
         (["out=x", "ckpt={a:nowhere}"], "ckpt: nowhere holds no checkpoint; accepted: a run folder"),
         (["out=x", "view=flip"], "view: unknown key; did you mean 'views'?"),
         (["out=x", "views=mirror"], "views: there is no 'mirror'; accepted: five_crop, flip, padded"),
@@ -280,4 +281,4 @@ def test_mistakes_are_one_line(words, models, monkeypatch, capsys, more, said):
     code, lines = console(monkeypatch, capsys, "embed", *words, f"ckpt={models['a']}", *more)
     assert code == 2 and len(lines) == 1
     assert lines[0].startswith(f"guie-embed: {said}")
-    assert not Path("x/folder").exists()
+    assert not Path("x").exists()
