@@ -1,6 +1,8 @@
 """Files for other programs, read back by other code than ours; the vectors of several models side by side."""
 
 import struct
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -60,6 +62,14 @@ def test_an_h5_of_the_same_vectors_has_the_same_bytes(tmp_path):
         formats.write(["isc", "e0"], tmp_path / name, made, IDS, SPLITS)
     for name in ("isc.h5", "e0.h5"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_writing_needs_no_torch_and_h5_only_where_it_is_written():
+    code = (
+        "import sys, guie.embed.formats, guie.embed.concatenation; print({'torch', 'h5py'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_ids_are_stems_of_files_or_entries_or_whole_names():

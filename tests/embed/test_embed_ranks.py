@@ -8,10 +8,12 @@ import pytest
 from ranks import logs, run_ranks, start_ranks, wait
 
 from guie.data.bad_images import BadImages
-from guie.embed.reading import Reader
+from guie.embed.reading import Job, Reader, looks
 from guie.embed.shards import MOST_BATCHES, Shards, rows_each
-from guie.embed.vectors import embed
+from guie.embed.space import space_id
+from guie.embed.vectors import embed, vectors_file
 from guie.errors import UserError
+from guie.train.distributed import World
 from guie.views import Views
 
 READER = Reader(batch_size=2, threads=1)
@@ -114,6 +116,20 @@ def test_reasons_of_bad_pictures_outlive_the_process_that_found_them(embedder, m
     found = embed(embedder, manifest, READER, folder=tmp_path / "work", bad_images=listed)
     assert len(found.files) == 10
     assert set(listed.reasons) == {("0.png", "")}
+
+
+def test_vectors_that_were_joined_before_the_kill_are_taken_as_they_are(embedder, manifest, tmp_path):
+    (tmp_path / "4.png").write_bytes(b"")
+    bad = [BadImages(manifest, max_share=0.5) for _ in range(2)]
+    job = Job(manifest, looks(manifest, embedder, None), READER, bad[0])
+    path = vectors_file(embedder, job, tmp_path / "work", World(), space_id(embedder))
+    joined, counts = np.load(path), []
+    options = {"folder": tmp_path / "work", "bad_images": bad[1]}
+    found = embed(embedder, manifest, READER, **options, progress=lambda done, total: counts.append(done))
+    assert counts == []
+    np.testing.assert_array_equal(found.vectors, np.delete(joined, 4, axis=0))
+    assert set(bad[1].reasons) == {("4.png", "")}
+    assert not list((tmp_path / "work").iterdir())
 
 
 def test_one_process_that_fails_is_heard_by_those_that_go_on(tmp_path):
