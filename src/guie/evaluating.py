@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ def of_saved(cfg: Mapping[str, Any]) -> None:
     evaluation, facts = measured.on(found, {name: part for name, part in bank.items() if len(part.vectors)})
     facts = {"floors": {}, "seed": cfg["seed"], **facts}
     results.write_results(out, evaluation, facts)
+    _keep_thresholds(facts, out)
     print(f"report      {out / 'report.html'}")
 
 
@@ -87,7 +88,21 @@ class Measured:
             facts |= {"vectors_space_id": space, "postprocess": list(pipeline.steps), "steps": told}
         described: dict[str, Any] = getattr(self.search, "facts", dict)()
         facts |= {"search": described} if described else {}
-        return evaluation, facts
+        return evaluation, facts | self._sheets(found, bank)
+
+    def _sheets(self, found: Mapping[str, Embeddings], bank: Mapping[str, Embeddings]) -> dict[str, Any]:
+        """Return thresholds, open set and compression where they are asked for, of vectors as embedded."""
+        facts: dict[str, Any] = {}
+        if self.cfg["thresholds"]:
+            from guie.calibrate.thresholds import calibrate
+
+            rows, reports = calibrate(found, self.protocols, seed=self.cfg["seed"])
+            facts |= {"thresholds": rows, "open_set": reports}
+        if self.cfg["compression"]:
+            from guie.compression import sheet
+
+            facts["compression"] = sheet(found, self.protocols, bank, self.search)
+        return facts
 
     def _joined(self, name: str, part: Embeddings, distractors: Mapping[str, Embeddings]) -> Embeddings:
         asks, answers = splits_of(self.protocols[name])
@@ -162,17 +177,34 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     evaluation, facts = measured.on(found, fitting, more)
     assert facts["space_id"] == space_id(embedder) or cfg["postprocess"]
     facts = {"floors": floors, "seed": cfg["seed"], "ckpt": str(folder), **facts}
-    here.on_main(lambda: _written(out, evaluation, facts, found, sets))
+    model = [folder] if trained and folder.is_dir() and cfg["keep"] is None else []
+    here.on_main(lambda: _written(out, evaluation, facts, found, sets, model))
 
 
 def _name(sets: Mapping[str, Any], keep: int | None) -> str:
     return "+".join(sets) + ("" if keep is None else f"-keep{keep}")
 
 
+def _keep_thresholds(facts: Mapping[str, Any], *folders: Path) -> None:
+    """Write thresholds.json into the evaluation's folder, and the model's."""
+    if facts.get("thresholds"):
+        from guie.calibrate.thresholds import Thresholds
+
+        space = facts.get("vectors_space_id", facts["space_id"])
+        for folder in folders:
+            print(f"thresholds  {Thresholds(space, facts['thresholds']).save(folder)}")
+
+
 def _written(
-    out: Path, evaluation: Evaluation, facts: Mapping[str, Any], found: Mapping[str, Embeddings], sets: Any
+    out: Path,
+    evaluation: Evaluation,
+    facts: Mapping[str, Any],
+    found: Mapping[str, Embeddings],
+    sets: Any,
+    model: Sequence[Path],
 ) -> None:
     results.write_results(out, evaluation, facts, found=found, sets=sets)
+    _keep_thresholds(facts, out, *model)
     if short := safety.shortfalls(evaluation.metrics, facts["floors"], evaluation.named):
         log.warning("%s", safety.told(short))
     print(f"report      {out / 'report.html'}")

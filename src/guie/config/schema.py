@@ -44,6 +44,7 @@ GROUPS = (
 NAMED = ("dataset", "postprocess")
 PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
 PATH_KEYS |= {"path", "pattern", "wise", "start", "centres", "baseline", "candidate", "nothing"}
+PATH_KEYS |= {"source", "check", "sample"}
 
 _SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
 
@@ -112,6 +113,8 @@ class Eval:
     max_bad_share: float = 0.01
     memory_mib: int = 64
     floors: bool = True
+    thresholds: bool = False
+    compression: bool = False
 
 
 @dataclass
@@ -238,6 +241,24 @@ class Recognise:
     data_root: str = "data"
 
 
+@dataclass
+class Submit:
+    """Keys of guie-submit: which challenge's file, from what; or which file to check."""
+
+    kind: str = MISSING
+    source: str | None = None
+    pt: str | None = None
+    out: str | None = None
+    check: str | None = None
+    sample: str | None = None
+    set: str | None = None
+    search: Any = None
+    max_pairs: int = 500_000
+    max_mib: float = 4096.0
+    memory_mib: int = 64
+    overwrite: bool = False
+
+
 COMMANDS = {
     "train": Train,
     "eval": Eval,
@@ -248,6 +269,7 @@ COMMANDS = {
     "soup": Soup,
     "compare": Compare,
     "recognise": Recognise,
+    "submit": Submit,
 }
 
 # The parameter of a data set that names its raw files, and so takes guie-prepare's `raw`: the first it has.
