@@ -30,11 +30,11 @@ class Result:
 
     @property
     def metrics(self) -> list[str]:
-        """Return the columns that hold a metric: those of floating point, but for a prediction's score."""
+        """Return the columns that hold a metric: those of floating point, but for `value` and scores."""
         import pyarrow.types as kinds
 
         names = [field.name for field in self.queries.schema if kinds.is_floating(field.type)]
-        return [name for name in names if not name.endswith("_score")]
+        return [name for name in names if name != "value" and not name.endswith("_score")]
 
     def column(self, name: str) -> np.ndarray:
         """Return a column as numpy: strings as objects, numbers as they are."""
