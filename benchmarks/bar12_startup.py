@@ -45,7 +45,8 @@ def save_embeddings(folder: Path) -> float:
     vectors = r.standard_normal((200, 64))[labels] + 1.2 * r.standard_normal((2000, 64))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     names = np.array([f"{i}" for i in labels])
-    strings = {"files": names, "labels": names, "domains": names, "splits": np.full(2000, "test")}
+    files = np.arange(2000).astype(str)
+    strings = {"files": files, "labels": names, "domains": names, "splits": np.full(2000, "test")}
     strings["domains"] = np.full(2000, "made up")
     embeddings = Embeddings(vectors, space_id="benchmark", **strings)
     save(embeddings, folder)

@@ -51,7 +51,8 @@ def of_saved(cfg: Mapping[str, Any]) -> None:
 class Measured:
     """How embeddings are evaluated: by `protocols`, through `search` and the steps of `postprocess`.
 
-    What was fitted is kept in `out`/postprocess. `picture` serves steps that look at pictures.
+    What was fitted is kept in `out`/postprocess, by the process that `writes`. `picture` serves steps that
+    look at pictures.
     """
 
     cfg: Mapping[str, Any]
@@ -59,6 +60,7 @@ class Measured:
     search: Search
     out: Path
     picture: Picture | None = None
+    writes: bool = True
 
     def on(
         self,
@@ -120,14 +122,17 @@ class Measured:
         nodes = self.cfg["postprocess"]
         steps = {name: build(node, where=f"postprocess.{name}") for name, node in nodes.items()}
         pipeline = Pipeline(steps, self.search)
-        if needing := [name for name, step in steps.items() if step.needs_bank and not step.state()]:
+        if self.cfg["fitted"]:
+            saved.load(pipeline, Path(self.cfg["fitted"]).expanduser(), space_id=space)
+        elif needing := [name for name, step in steps.items() if step.needs_bank and not step.state()]:
             if not bank:
                 raise UserError(
-                    f"postprocess.{needing[0]}: no training vectors; accepted: bank=NAME, a data set"
+                    f"postprocess.{needing[0]}: no training vectors; accepted: bank=NAME or fitted=FOLDER"
                 )
             whole = concatenate(bank)
             pipeline.fit(Side(np.ascontiguousarray(whole.vectors), whole.files, whole.labels))
-            saved.save(pipeline, self.out / "postprocess", space_id=space)
+            if self.writes:
+                saved.save(pipeline, self.out / "postprocess", space_id=space)
         return pipeline
 
 
@@ -169,7 +174,7 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     alone = replace(bench, here=None)
     floors = here.on_main(lambda: alone.floors(untrained) if cfg["floors"] else {})
     picture = _pictures(sets, distractors)
-    measured = Measured(cfg, bench.protocols, _of_all(bench.search, here), out, picture)
+    measured = Measured(cfg, bench.protocols, _of_all(bench.search, here), out, picture, here.is_main)
     found, fitting, more = (
         {name: vectors[key] for key, name in keys.items()}
         for keys in ({name: name for name in sets}, _keys(bank, "bank"), _keys(distractors, "distractors"))

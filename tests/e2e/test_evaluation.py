@@ -159,7 +159,8 @@ def test_post_processing_is_told_step_by_step(classes, tmp_path, capsys):
     assert found["space_id"] != found["vectors_space_id"] == plain["space_id"]
     said = capsys.readouterr().out
     assert "step by step" in said and "pca_whitening" in said
-    assert (tmp_path / "postprocess" / "postprocess.json").exists()
+    again = of_csv(classes, tmp_path / "again", *steps, f"fitted={tmp_path / 'postprocess'}")
+    assert again["trained"] == found["trained"] and again["space_id"] == found["space_id"]
 
 
 def test_steps_that_need_training_vectors_say_so(classes, tmp_path):

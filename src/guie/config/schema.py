@@ -43,7 +43,7 @@ GROUPS = (
 # Groups whose choices stand side by side under their names.
 NAMED = ("dataset", "postprocess")
 PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
-PATH_KEYS |= {"path", "pattern", "wise", "start", "centres", "baseline", "candidate", "nothing"}
+PATH_KEYS |= {"path", "pattern", "wise", "start", "centres", "baseline", "candidate", "fitted", "nothing"}
 PATH_KEYS |= {"source", "check", "sample"}
 
 _SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
@@ -98,6 +98,7 @@ class Eval:
     search: Any = None
     postprocess: Any = field(default_factory=dict)
     bank: Any = field(default_factory=dict)
+    fitted: str | None = None
     backbone: Any = None
     pool: Any = None
     ckpt: str | None = None
