@@ -162,6 +162,8 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
 
     embedder, trained, folder = _model(cfg, here)
     nodes = cfg["dataset"] or (trained or {}).get("eval_on", {})
+    if not cfg["dataset"]:  # evaluated as it was in training
+        cfg = {**cfg, "protocol": cfg["protocol"] or (trained or {}).get("protocol") or {}}
     opened = here.on_main_first(partial(available, nodes, cfg))
     sets = assembly.evaluation_rows(opened, assembly.protocols(cfg, opened), cfg["eval_cap"])
     bank, distractors = (here.on_main_first(partial(_beside, cfg, key)) for key in ("bank", "distractors"))

@@ -339,6 +339,7 @@ def test_a_metric_at_a_k_that_was_not_asked_for_is_replaced_by_one_that_was():
         (lambda: Retrieval(recall_ks=[]), r"protocol\.recall_ks: \[\]; accepted"),
         (lambda: Retrieval(map_k=0), r"protocol\.map_k: \[0\]; accepted"),
         (lambda: KNN(temperature=0), r"protocol\.temperature: 0; accepted: above 0"),
+        (lambda: Copies(max_pairs=10**6), r"protocol\.max_pairs: 1000000; accepted: 500,000 at most"),
         (lambda: Copies(max_pairs=0), r"protocol\.max_pairs: \[0\]; accepted"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,10 +15,12 @@ from guie.metrics.copies import ScoredPairs
 from guie.metrics.hits import stated
 from guie.protocols.pairs import RIGHT, stated_pairs
 from guie.protocols.part import (
+    SHOWN,
     Numbers,
     Outcome,
     Part,
     Protocol,
+    accepted,
     asked,
     codes,
     cut,
@@ -30,6 +32,9 @@ from guie.protocols.part import (
 from guie.types import Index, Ranking, Side
 
 log = logging.getLogger("guie")
+
+# Is given some query positions and their ranking.
+Seen = Callable[[np.ndarray, Ranking], None]
 
 _DRAWS = 200  # of the interval: each one ranks all pairs again
 
@@ -54,6 +59,8 @@ class Copies(Protocol):
 
     def __post_init__(self) -> None:
         positive("max_pairs", [self.max_pairs])
+        most = copies.MOST_PAIRS
+        accepted("max_pairs", self.max_pairs, self.max_pairs <= most, f"{most:,} at most")
         positive("candidates", [self.candidates])
 
     def evaluate(self, part: Part) -> Outcome:
@@ -66,24 +73,24 @@ class Copies(Protocol):
             part.search.index(part.side(gallery, labels=True)),
             len(gallery),
         )
-        matching = self.track == "matching"
-        depth = self.candidates if matching else max(1, 2 * self.max_pairs // len(queries))
-        pairs = best_pairs(asking, min(depth, len(gallery)), self.max_pairs, deepen=not matching)
-        return self._outcome(part, (queries, gallery), asking, pairs, truth)
+        matching, first = self.track == "matching", _First(truth)
+        depth = self.candidates if matching else max(SHOWN, 2 * self.max_pairs // len(queries))
+        depth = min(depth, len(gallery))
+        pairs = best_pairs(asking, depth, self.max_pairs, deepen=not matching, seen=first.add)
+        return self._outcome(part, (queries, gallery), pairs, first)
 
     def _outcome(
         self,
         part: Part,
         rows: tuple[np.ndarray, np.ndarray],
-        asking: Asking,
         pairs: ScoredPairs,
-        truth: tuple[np.ndarray, np.ndarray],
+        first: _First,
     ) -> Outcome:
-        queries, gallery = rows
+        (queries, gallery), truth = rows, first.truth
         answers = copies.ranked_pairs(pairs, *truth, num_queries=len(queries))
         numbers: Numbers = dict(copies.evaluate(pairs, *truth))
         numbers["uAP_interval"] = list(micro.bootstrap_interval(answers, samples=_DRAWS))
-        top, first_hit = _first_results(asking, truth)
+        top, first_hit = joined(first.tops), np.concatenate(first.hits)
         curve = recall_curve(first_hit[np.unique(truth[0])])
         numbers |= {"queries": len(queries), "gallery": len(gallery), "recall_curve": curve}
         numbers |= {"pairs": len(pairs.query), "true_pairs": len(truth[0])}
@@ -124,12 +131,29 @@ def true_pairs(part: Part, queries: np.ndarray, gallery: np.ndarray) -> tuple[np
     return query[other], item[other]
 
 
-def best_pairs(asking: Asking, depth: int, limit: int, *, deepen: bool = True) -> ScoredPairs:
+class _First:
+    """The first results of each query, and the rank of its first true one among those looked at, 0: none."""
+
+    def __init__(self, truth: tuple[np.ndarray, np.ndarray]) -> None:
+        self.truth = truth
+        self.tops: list[Ranking] = []
+        self.hits: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray, ranking: Ranking) -> None:
+        """Add the results of queries `rows`."""
+        mask = stated(rows[:, None], ranking.ids, *self.truth)
+        self.tops.append(top_of(ranking))
+        self.hits.append(np.where(mask.any(axis=1), mask.argmax(axis=1) + 1, 0).astype(np.int32))
+
+
+def best_pairs(
+    asking: Asking, depth: int, limit: int, *, deepen: bool = True, seen: Seen | None = None
+) -> ScoredPairs:
     """Return the `limit` best pairs; of equal scores the lower query, then the better rank, is first.
 
     With `deepen` a query whose last result of `depth` is among the best is asked again, eight times as deep:
     so the pairs are those of the whole Q x N, of which about twice `limit` are ever held. Else each query
-    gives `depth` at most.
+    gives `depth` at most. `seen` is given each query's first `depth` results.
     """
     best = _Best(limit)
     waiting = np.arange(len(asking.queries.vectors))
@@ -138,6 +162,9 @@ def best_pairs(asking: Asking, depth: int, limit: int, *, deepen: bool = True) -
         for rows, ranking in asking.ask(waiting, depth):
             best.add(rows, ranking)
             last[rows] = ranking.scores[:, -1]
+            if seen:
+                seen(rows, ranking)
+        seen = None
         if depth >= asking.gallery or not deepen:
             break
         best.prune()
@@ -146,16 +173,6 @@ def best_pairs(asking: Asking, depth: int, limit: int, *, deepen: bool = True) -
         depth = min(asking.gallery, 8 * depth)
     best.prune()
     return best.pairs
-
-
-def _first_results(asking: Asking, truth: tuple[np.ndarray, np.ndarray]) -> tuple[Ranking, np.ndarray]:
-    """Return the first results of each query, and the rank of its first true one among 100, (Q,), 0: none."""
-    tops, hits = [], []
-    for rows, ranking in asking.ask(np.arange(len(asking.queries.vectors)), min(100, asking.gallery)):
-        mask = stated(rows[:, None], ranking.ids, *truth)
-        tops.append(top_of(ranking))
-        hits.append(np.where(mask.any(axis=1), mask.argmax(axis=1) + 1, 0).astype(np.int32))
-    return joined(tops), np.concatenate(hits)
 
 
 @dataclass(frozen=True)
