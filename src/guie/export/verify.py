@@ -119,7 +119,7 @@ def _run_fresh(path: Path, golden: Path, device: str) -> dict[str, Any]:
     command = [sys.executable, "-I", "-S", str(FRESH), str(path.absolute()), str(golden.absolute()), device]
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
-            [*command, *_package_folders()], cwd=elsewhere, capture_output=True, text=True, check=False
+            [*command, *package_folders()], cwd=elsewhere, capture_output=True, text=True, check=False
         )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -127,7 +127,7 @@ def _run_fresh(path: Path, golden: Path, device: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _package_folders() -> list[str]:
+def package_folders() -> list[str]:
     """Return where installed packages live; a checkout of the project is not among them."""
     folders = (Path(entry) for entry in sys.path if entry)
     return [str(folder) for folder in folders if folder.name in ("site-packages", "dist-packages")]
