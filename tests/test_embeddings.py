@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from guie import embeddings as disk
+from guie.datasets.known import checked_truth
+from guie.datasets.manifest import from_columns
 from guie.errors import UserError
-from guie.types import Embeddings
+from guie.types import Embeddings, Pairs
 
 
 @pytest.fixture
@@ -28,6 +30,48 @@ def test_what_is_saved_is_read_back(some, tmp_path):
         assert getattr(back, name).tolist() == getattr(some, name).tolist()
     assert disk.read_meta(folder) == {"space_id": "space-1", "rows": 6, "dim": 4, "dataset": "toy"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e"]
+
+
+def test_stated_pairs_and_further_columns_are_kept(some, tmp_path):
+    truth = Pairs(*(np.array(column, dtype=object) for column in (["q"], ["i"], ["easy"], ["public"])))
+    usage = {"usage": np.array(["public", "", "private", "", "", ""], dtype=object)}
+    disk.save(replace(some, truth=truth, further=usage), tmp_path / "e")
+    back = disk.load(tmp_path / "e")
+    assert {k: v.tolist() for k, v in vars(back.truth).items()} == {
+        k: v.tolist() for k, v in vars(truth).items()
+    }
+    assert back.further["usage"].tolist() == usage["usage"].tolist()
+    disk.save(some, tmp_path / "e")
+    assert disk.load(tmp_path / "e").truth is None
+
+
+def test_rows_bring_what_protocols_ask_of_their_manifest():
+    columns = {"file": list("abc"), "label": list("xyz"), "usage": ["public", None, "private"]}
+    manifest = from_columns("m", "/nowhere", columns | {"width": [1, 2, 3]})
+    pairs = {"query": ["a"], "item": ["b"], "relation": ["ok"], "usage": ["public"]}
+    manifest.truth = checked_truth(pairs, "m")
+    found = disk.from_manifest(np.eye(2), manifest, rows=np.array([2, 1]), space_id="s")
+    assert {name: column.tolist() for name, column in found.further.items()} == {"usage": ["private", ""]}
+    assert found.truth.item.tolist() == ["b"]
+
+
+def test_a_file_listed_twice_is_named(some, tmp_path):
+    some.files[4] = some.files[1]
+    with pytest.raises(
+        UserError, match=r"e: 1 files listed again, such as files1é in rows 1 and 4; accepted"
+    ):
+        disk.save(some, tmp_path / "e")
+
+
+def test_distractors_are_rows_of_an_index_that_match_nothing(some):
+    other = replace(some, further={})
+    part = replace(some, further={"group": np.array(list("aabbcc"), dtype=object)})
+    both = disk.with_distractors(part, {"more": other}, "index")
+    assert len(both.vectors) == 12 and both.files[6] == "distractors/more/files0é"
+    assert set(both.splits[6:]) == {"index"} and not set(both.labels[6:]) & set(some.labels)
+    assert both.further["group"].tolist() == [*"aabbcc", *[""] * 6]
+    with pytest.raises(UserError, match="more: embedding space t"):
+        disk.with_distractors(part, {"more": replace(other, space_id="t")}, "index")
 
 
 def test_saving_again_replaces_the_folder(some, tmp_path):
@@ -102,7 +146,7 @@ def test_meta_of_something_else_is_refused(tmp_path):
 def test_reading_and_evaluating_does_not_import_torch():
     code = (
         "import sys, guie.embeddings, guie.evaluate, guie.metrics, guie.search.exact, guie.floors;"
-        "import guie.report; print([m for m in ('torch', 'faiss', 'pandas', 'PIL') if m in sys.modules])"
+        "import guie.report.page; print([m for m in ('torch', 'faiss', 'pandas', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -112,12 +156,13 @@ def test_a_whole_evaluation_imports_neither_torch_nor_pandas(some, tmp_path):
     disk.save(replace(some, labels=np.array(list("aabbcc")), splits=np.full(6, "test")), tmp_path / "e")
     code = f"""
 import json, pathlib, sys
-from guie import embeddings, evaluate, report
+from guie import embeddings, evaluate
+from guie.report.page import write_report
 folder = pathlib.Path({str(tmp_path)!r})
 result = evaluate.evaluate({{"mini": embeddings.load(folder / "e")}})
 result.write_queries(folder / "queries.parquet")
 (folder / "metrics.json").write_text(json.dumps({{"trained": result.metrics}}))
-report.write_report(folder)
+write_report(folder)
 print([m for m in ("torch", "pandas", "scipy", "sklearn") if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

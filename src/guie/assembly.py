@@ -60,7 +60,8 @@ def _evaluated(name: str, manifest: Manifest, protocol: Protocol, cap: int | Non
     asks, answers = splits_of(protocol)
     rows = manifest.split(*asks, *answers)
     if not len(rows):
-        raise UserError(f"eval_on: {name} has no rows of split {', '.join(sorted({*asks, *answers}))}")
+        wanted = ", ".join(sorted({*asks, *answers}))
+        raise UserError(f"eval_on: {name} has no rows of split {wanted}; accepted: some, or split=val|train")
     if cap is not None and cap < 1:
         raise UserError(f"eval_cap: {cap}; accepted: 1 or more pictures, or null for all")
     return cropped(rows if cap is None else capped(rows, asks, answers, cap), protocol.crops)
