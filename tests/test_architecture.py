@@ -14,7 +14,7 @@ HEAVY = ["torch", "torchvision", "timm", "open_clip", "albumentations", "pandas"
 LIGHT = ["types", "errors", "build", "config.compose", "images", "resize", "metrics", "evaluate"]
 LIGHT += [
     "search.exact",
-    "report",
+    "report.page",
     "results",
     "evaluating",
     "floors",

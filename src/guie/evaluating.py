@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ log = logging.getLogger("guie")
 def of_saved(cfg: Mapping[str, Any]) -> None:
     """Evaluate saved embeddings: a folder of them, or one with a folder for each data set."""
     place = Path(cfg["embeddings"]).expanduser()
+    _check_against(cfg)
     found = saved_sets(place)
     present = {name: part.splits.tolist() for name, part in found.items() if cfg["split"]}
     protocols = over(chosen(cfg["protocol"], found), cfg["split"], present)
@@ -42,7 +43,7 @@ def of_saved(cfg: Mapping[str, Any]) -> None:
     measured = Measured(cfg, protocols, chosen_search(cfg["search"], cfg["memory_mib"]), out)
     evaluation, facts = measured.on(found, {name: part for name, part in bank.items() if len(part.vectors)})
     facts = {"floors": {}, "seed": cfg["seed"], **facts}
-    results.write_results(out, evaluation, facts)
+    results.write_results(out, evaluation, facts, kept=found, against=cfg["against"])
     _keep_thresholds(facts, out)
     print(f"report      {out / 'report.html'}")
 
@@ -160,6 +161,7 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     from guie import assembly
     from guie.embed.space import space_id
 
+    _check_against(cfg)
     embedder, trained, folder = _model(cfg, here)
     nodes = cfg["dataset"] or (trained or {}).get("eval_on", {})
     if not cfg["dataset"]:  # evaluated as it was in training
@@ -185,11 +187,20 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     assert facts["space_id"] == space_id(embedder) or cfg["postprocess"]
     facts = {"floors": floors, "seed": cfg["seed"], "ckpt": str(folder), **facts}
     model = [folder] if trained and folder.is_dir() and cfg["keep"] is None else []
-    here.on_main(lambda: _written(out, evaluation, facts, found, sets, model))
+    written = partial(results.write_results, found=found, sets=sets, against=cfg["against"])
+    here.on_main(lambda: _written(out, evaluation, facts, written, model))
 
 
 def _name(sets: Mapping[str, Any], keep: int | None) -> str:
     return "+".join(sets) + ("" if keep is None else f"-keep{keep}")
+
+
+def _check_against(cfg: Mapping[str, Any]) -> None:
+    """Raise UserError where there is no evaluation to compare with, before anything is embedded."""
+    if cfg["against"]:
+        from guie.comparing.pairing import read
+
+        read("against", cfg["against"])
 
 
 def _keep_thresholds(facts: Mapping[str, Any], *folders: Path) -> None:
@@ -206,11 +217,10 @@ def _written(
     out: Path,
     evaluation: Evaluation,
     facts: Mapping[str, Any],
-    found: Mapping[str, Embeddings],
-    sets: Any,
+    write: Callable[[Path, Evaluation, Mapping[str, Any]], None],
     model: Sequence[Path],
 ) -> None:
-    results.write_results(out, evaluation, facts, found=found, sets=sets)
+    write(out, evaluation, facts)
     _keep_thresholds(facts, out, *model)
     if short := safety.shortfalls(evaluation.metrics, facts["floors"], evaluation.named):
         log.warning("%s", safety.told(short))

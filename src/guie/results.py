@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guie import embeddings, report, safety
+from guie import embeddings, safety
 from guie.durable import replace_file
 from guie.evaluate import Evaluation, write_columns
+from guie.report.page import write_report
+from guie.report.terminal import print_table
 from guie.types import Embeddings
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ def write_results(
     *,
     found: Mapping[str, Embeddings] | None = None,
     sets: Mapping[str, Manifest] | None = None,
+    kept: Mapping[str, Embeddings] | None = None,
+    against: str | None = None,
 ) -> None:
     """Write queries.parquet, metrics.json (with `facts`) and report.html, then print the table.
 
@@ -33,7 +37,8 @@ def write_results(
     is below the frozen baseline. Results that a protocol keeps are in lists_<set>.parquet. `facts["steps"]`
     are printed as a table.
 
-    `found` are embeddings to keep in embeddings/<set>; `sets` give the report's galleries their pictures.
+    `found` are embeddings to keep in embeddings/<set>, `kept` those that are kept elsewhere; `sets` give the
+    report's galleries their pictures; `against` is the evaluation that it is compared with.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, vectors in (found or {}).items():
@@ -45,8 +50,9 @@ def write_results(
     numbers: dict[str, Any] = {"trained": evaluation.metrics, "protocols": evaluation.protocols, **facts}
     numbers["below_frozen"] = [one._asdict() for one in short]
     replace_file(folder / "metrics.json", (json.dumps(numbers, indent=1) + "\n").encode())
-    report.write_report(folder, read_picture=_picture_reader(sets) if sets else None)
-    report.print_table(numbers)
+    pictures = _picture_reader(sets) if sets else None
+    write_report(folder, read_picture=pictures, found={**(found or {}), **(kept or {})}, against=against)
+    print_table(numbers)
     print_protocols(evaluation)
     print_steps(facts.get("steps", []))
     for name, values in evaluation.metrics.items():

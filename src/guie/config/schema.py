@@ -116,6 +116,7 @@ class Eval:
     floors: bool = True
     thresholds: bool = False
     compression: bool = False
+    against: str | None = None
 
 
 @dataclass
