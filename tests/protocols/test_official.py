@@ -54,7 +54,7 @@ def test_official_protocols_are_those_of_the_literature():
     ks = {"sop": [1, 10, 100, 1000], "cub": [1, 2, 4, 8], "inshop": [1, 10, 20, 30, 40, 50]}
     assert {name: chosen({}, [name])[name].recall_ks for name in ks} == ks
     assert splits_of(found["food101"]) == (["query", "test"], ["index", "test", "train"])
-    assert splits_of(found["met"]) == (["query"], ["index", "train"])
+    assert splits_of(found["met"]) == (["query", "val"], ["index", "train"])
     uned = chosen({}, ["uned_test"])["uned_test"]
     assert uned.match_domain and uned.metric == "mMP@5"
 

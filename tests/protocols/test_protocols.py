@@ -148,6 +148,33 @@ def test_recognition_of_nothing_known_is_refused():
         evaluate({"x": found}, Recognition())
 
 
+def test_neighbours_and_temperature_are_tuned_on_val_as_a_grid_would():
+    r = np.random.default_rng(7)
+    labels = r.integers(6, size=300)
+    splits = np.array(["index"] * 200 + ["val"] * 50 + ["query"] * 50)
+    names = np.where((np.arange(300) >= 200) & (r.random(300) < 0.3), "distractor", labels.astype(str))
+    found = labelled(np.eye(6)[labels] + r.standard_normal((300, 6)), names, splits=splits)
+    grid = {"ks": (1, 5, 20), "temperatures": (1.0, 0.1)}
+    tuned = evaluate({"x": found}, Recognition(tuned_on="val", **grid)).metrics["x"]
+    best = max(
+        ((k, t) for k in (1, 5, 20) for t in (1.0, 0.1)),
+        key=lambda pair: evaluate(
+            {"x": found}, Recognition(k=pair[0], temperature=pair[1], asks=("val",))
+        ).metrics["x"]["GAP"],
+    )
+    assert (tuned["k"], tuned["temperature"]) == best
+    fixed = evaluate({"x": found}, Recognition(k=best[0], temperature=best[1])).metrics["x"]
+    assert tuned["GAP"] == fixed["GAP"]
+    protocol = Recognition(tuned_on="val")
+    assert len(protocol.roles) == 2 and len(protocol.over("val", ["val", "index"]).roles) == 1
+
+
+def test_where_every_query_is_ignored_nothing_is_recognised():
+    usage = {"usage": np.array(["ignored"] * 15 + [""] * 40, dtype=object)}
+    with pytest.raises(UserError, match="x: every query is ignored; accepted: some public or private ones"):
+        evaluate({"x": scored(random_scores(), further=usage)}, Recognition())
+
+
 def test_knn_accuracy_is_a_vote_of_the_nearest():
     r = np.random.default_rng(5)
     labels = r.integers(4, size=120)

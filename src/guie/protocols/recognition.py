@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -14,11 +14,13 @@ from guie.metrics.groups import IGNORED, USAGES
 from guie.metrics.recognition import accuracy, gap, ranked_predictions
 from guie.metrics.votes import knn_correct, knn_vote, vote
 from guie.protocols.part import (
+    SHOWN,
     Columns,
     Numbers,
     Outcome,
     Part,
     Protocol,
+    Roles,
     accepted,
     codes,
     interval,
@@ -38,11 +40,16 @@ class Recognition(Protocol):
     A neighbour's vote weighs its similarity, or exp(similarity / `temperature`); the winner's weight is the
     score. Queries of the label `distractor` show nothing known: any prediction is wrong. Of a query with
     several landmarks any one is right. Where rows have a usage, its public and private part are told apart.
+    Where there are rows of the split `tuned_on`, k and temperature are those of `ks` and `temperatures` with
+    the highest GAP there (Met).
     """
 
     by_label: ClassVar[bool] = True
     k: int = 1
     temperature: float | None = None
+    tuned_on: str | None = None
+    ks: Sequence[int] = (1, 2, 3, 5, 7, 10, 15, 20, 50)
+    temperatures: Sequence[float] = (1.0, 0.2, 0.1, 0.05, 0.02, 0.01)
     distractor: str = "distractor"
     metric: str = "GAP"
     crops: Sequence[str] = ()
@@ -51,31 +58,52 @@ class Recognition(Protocol):
 
     def __post_init__(self) -> None:
         positive("k", [self.k])
-        warm = self.temperature is None or self.temperature > 0
-        accepted("temperature", self.temperature, warm, "above 0, or null")
+        positive("ks", self.ks)
+        for name, values in (("temperature", [self.temperature or 1]), ("temperatures", self.temperatures)):
+            accepted(name, getattr(self, name), all(value > 0 for value in values), "above 0")
+
+    @property
+    def roles(self) -> Sequence[Roles]:
+        """Return who asks whom; what is tuned on asks, too."""
+        tuning = [Roles((self.tuned_on,), self.answers)] if self.tuned_on else []
+        return [Roles(self.asks, self.answers), *tuning]
+
+    def over(self, split: str, present: Sequence[str]) -> Self:
+        """Return the protocol with `split` asking, not tuned on itself."""
+        made = super().over(split, present)
+        return replace(made, tuned_on=None) if split == self.tuned_on else made
 
     def evaluate(self, part: Part) -> Outcome:
         """Return the numbers of one prediction for each query."""
         queries, gallery = part.roles(self.roles[0])
         queries = queries[_usage(part)[queries] != IGNORED]
-        labels, names = codes(part.embeddings.labels)
-        tiles = []
-        for _, ranking in part.asked(queries, gallery, self.k):
-            near = np.where(ranking.ids >= 0, labels[gallery][ranking.ids], -1)
-            won = (
-                vote(near, np.where(near >= 0, ranking.scores, 0.0))
-                if self.temperature is None
-                else knn_vote(near, ranking.scores, self.k, temperature=self.temperature)
-            )
-            tiles.append((won.labels, won.weights, top_of(ranking)))
-        predicted, scores = (np.concatenate([tile[i] for tile in tiles]) for i in (0, 1))
-        texts = np.array([names[label] if label >= 0 else "" for label in predicted], dtype=object)
+        k, temperature = self._tuned(part, gallery)
+        near = _Near.of(part, queries, gallery, k)
+        answers = self._answers(part, queries, near, k, temperature)
+        numbers = self._numbers(answers, _usage(part)[queries])
+        numbers |= {"gallery": len(gallery), "k": k, "temperature": temperature}
+        return Outcome(numbers, self._table(part, queries, gallery, answers, near.top))
+
+    def _tuned(self, part: Part, gallery: np.ndarray) -> tuple[int, float | None]:
+        """Return k and temperature: those with the highest GAP on `tuned_on`, the first of equals."""
+        rows = part.rows([self.tuned_on]) if self.tuned_on else np.empty(0, np.int64)
+        if not len(rows):
+            return self.k, self.temperature
+        near = _Near.of(part, rows, gallery, max(self.ks))
+        grid = [(k, temperature) for k in self.ks for temperature in self.temperatures]
+        return max(grid, key=lambda pair: self._answers(part, rows, near, *pair).numbers()["GAP"])
+
+    def _answers(
+        self, part: Part, rows: np.ndarray, near: _Near, k: int, temperature: float | None
+    ) -> _Predictions:
+        """Return what the k nearest vote for."""
+        if temperature is None:
+            won = vote(near.labels[:, :k], np.where(near.labels >= 0, near.scores, 0.0)[:, :k])
+        else:
+            won = knn_vote(near.labels, near.scores, k, temperature=temperature)
+        texts = np.array([near.names[label] if label >= 0 else "" for label in won.labels], dtype=object)
         texts[texts == self.distractor] = ""
-        answers = _Predictions(texts, scores, *self._right(part, queries, texts))
-        return Outcome(
-            self._numbers(answers, _usage(part)[queries]) | {"gallery": len(gallery)},
-            self._table(part, queries, gallery, answers, joined([tile[2] for tile in tiles])),
-        )
+        return _Predictions(texts, won.weights, *self._right(part, rows, texts))
 
     def _right(self, part: Part, queries: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (correct, known), (Q,) bool."""
@@ -117,6 +145,27 @@ def _usage(part: Part) -> np.ndarray:
     """Return the usage of each row, (N,) str, '' where it has none."""
     rows = len(part.embeddings.vectors)
     return np.asarray(part.embeddings.further.get("usage", np.full(rows, "")), dtype=object)
+
+
+class _Near(NamedTuple):
+    """The K nearest of each query: `labels` (Q,K), positions in `names`, -1 none; `scores` (Q,K); `top`."""
+
+    labels: np.ndarray
+    scores: np.ndarray
+    names: list[str]
+    top: Ranking
+
+    @classmethod
+    def of(cls, part: Part, rows: np.ndarray, gallery: np.ndarray, k: int) -> _Near:
+        """Return the neighbours of `rows` in `gallery`."""
+        if not len(rows):
+            raise UserError(f"{part.name}: every query is ignored; accepted: some public or private ones")
+        labels, names = codes(part.embeddings.labels)
+        found = [
+            (top_of(ranking, k), top_of(ranking)) for _, ranking in part.asked(rows, gallery, max(k, SHOWN))
+        ]
+        near, top = joined([one for one, _ in found]), joined([one for _, one in found])
+        return cls(np.where(near.ids >= 0, labels[gallery][near.ids], -1), near.scores, names, top)
 
 
 class _Predictions(NamedTuple):
