@@ -146,7 +146,11 @@ def test_nothing_is_written_where_nothing_is_kept(pictures, tmp_path, monkeypatc
 
 def test_pictures_that_cannot_be_read_are_named_once(pictures, tmp_path, caplog):
     queries, gallery = sides(pictures)
-    made(tmp_path).inliers(np.array([[5, 7]] * 3, np.int32), queries, gallery)
+    step, index = made(tmp_path, top=2), Exact().index(gallery)
+    stage = Stage(gallery, index, step.prepare(gallery, index))
+    ranking = Ranking(np.array([[5, 7]] * 3, np.int32), np.ones((3, 2), np.float32))
+    for _ in range(2):
+        step.rerank(ranking, queries, stage, None)
     assert caplog.messages == ["local features: 2 pictures cannot be read, first broken"]
 
 

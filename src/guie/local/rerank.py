@@ -91,6 +91,8 @@ class LocalFeatures(Step):
                 found[row] = values
         if unread := sorted(queries.unread | gallery.unread):
             log.warning("local features: %d pictures cannot be read, first %s", len(unread), unread[0])
+            queries.unread.clear()
+            gallery.unread.clear()
         return found
 
     def _of_query(self, row: int, ids: np.ndarray, queries: Shelf, gallery: Shelf) -> list[int]:
@@ -126,7 +128,7 @@ class LocalFeatures(Step):
 class Shelf:
     """The pictures of one side: their keys, and their features from memory, from disk or made now.
 
-    `unread` are the files that cannot be read.
+    `unread` are files that cannot be read and have not been told of.
     """
 
     def __init__(self, side: Side, cache: Cache, describe: Callable[[np.ndarray], Features]):
