@@ -1,9 +1,15 @@
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms import functional as torchvision
 
 from guie import resize
+from guie.build import build
+from guie.config.compose import composed
+from guie.config.folders import directory
 from guie.embed.reading import looks
 from guie.errors import UserError
 from guie.export.prepare import Prepare
@@ -103,10 +109,6 @@ def test_a_scripted_view_shows_a_network_what_embedding_shows_it(look):
 
 
 def encoded(image):
-    import io
-
-    from PIL import Image
-
     data = io.BytesIO()
     Image.fromarray(image).save(data, "PNG")
     return data.getvalue()
@@ -150,6 +152,34 @@ def test_the_key_changes_with_every_setting_and_not_with_names():
     assert len(keys) == 7 * 5
     assert Views({"a": Cut()}).key == Views({"b": Cut(), "c": None}).key
     assert Views().key == Views({"a": Whole()}).key
+
+
+def preset(name, *overrides):
+    return build(composed("embed", ["dataset=toy", f"views={name}", *overrides])["views"], where="views")
+
+
+def test_every_preset_shows_as_many_views_as_it_says():
+    names = {path.stem for path in (directory() / "views").glob("*.yaml")}
+    found = {name: len(preset(name).of(Preprocess())) for name in names}
+    assert found == {"flip": 2, "scales": 3, "scales_flip": 6, "five_crop": 5, "padded": 3}
+    assert len(preset("five_crop", "views.looks.middle=null", "views.flip=true").of(Preprocess())) == 8
+    assert preset("padded", "views.looks.middle.share=0.5").key != preset("padded").key
+
+
+@pytest.mark.parametrize("size", [(50, 81), (60, 40)])
+def test_system_a_sees_what_pillow_pads_crops_and_resizes(size):
+    spec, image = Preprocess(size_px=(32, 32)), Image.fromarray(picture(6, 5)).resize(size[::-1])
+    side = max(size)
+    square = Image.new("RGB", (side, side))
+    square.paste(image, ((side - size[1]) // 2, (side - size[0]) // 2))
+    seen = int(0.9 * side)
+    first = round((side - seen) / 2)
+    shown = [image, square, square.crop((first, first, first + seen, first + seen))]
+    for view, expected in zip(preset("padded").of(spec), shown, strict=True):
+        wanted = np.asarray(expected.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+        part = view.look(tensor(np.array(image)))[0].permute(1, 2, 0).numpy()
+        found = resize.apply(part, view.preprocess).transpose(1, 2, 0)
+        assert np.abs(found - wanted).max() <= 1
 
 
 @pytest.mark.parametrize(
