@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from guie.datasets.manifest import Manifest
 
 
+# Further numbers that belong to a metric.
+_BESIDE = {"GAP": ("ACC",), "uAP": ("RP90", "R@")}
+
+
 def write_results(
     folder: Path,
     evaluation: Evaluation,
@@ -62,16 +66,17 @@ def write_results(
 
 
 def print_protocols(evaluation: Evaluation) -> None:
-    """Print the metric that stands for each data set, where that is another than the table's."""
-    for name, protocol in evaluation.protocols.items():
-        metric = protocol["metric"]
+    """Print what a protocol reports under names of its own: its metric, and those that belong to it."""
+    for name, metric in evaluation.named.items():
         if metric != safety.METRIC:
-            others = [
-                key for key in evaluation.metrics[name] if key[:3] in ("mAP", "GAP", "uAP", "RP9", "kNN")
-            ]
-            shown = dict.fromkeys([metric, *(key for key in others if "_" not in key)])
-            numbers = ", ".join(f"{key} {evaluation.metrics[name][key]:.4f}" for key in shown)
-            print(f"{name} ({protocol['kind']}): {numbers}")
+            numbers, wanted = evaluation.metrics[name], (metric[:3], *_BESIDE.get(metric, ()))
+            found = {
+                key: value for key, value in numbers.items() if key.startswith(wanted) and "_" not in key
+            }
+            shown = ", ".join(
+                f"{key} {value:.4f}" for key, value in {metric: numbers[metric], **found}.items()
+            )
+            print(f"{name} ({evaluation.protocols[name]['kind']}): {shown}")
 
 
 def print_steps(steps: Sequence[Mapping[str, Any]]) -> None:
@@ -87,7 +92,7 @@ def print_steps(steps: Sequence[Mapping[str, Any]]) -> None:
     for name, metric in steps[0]["metrics"].items():
         table.add_column(f"{name}: {metric}", justify="right")
     table.add_column("seconds", justify="right")
-    before = steps[0]["values"]
+    before, seconds = steps[0]["values"], 0.0
     for step in steps:
         gains = {name: value - before[name] for name, value in step["values"].items()}
         first = step is steps[0]
@@ -95,8 +100,9 @@ def print_steps(steps: Sequence[Mapping[str, Any]]) -> None:
             f"{value:.4f}" if first else f"{value:.4f} ({gains[name]:+.4f})"
             for name, value in step["values"].items()
         ]
-        table.add_row(step["step"] or "search", *cells, f"{step['seconds']:.1f}")
-        before = step["values"]
+        cost = "" if first else f" ({step['seconds'] - seconds:+.1f})"
+        table.add_row(step["step"] or "search", *cells, f"{step['seconds']:.1f}{cost}")
+        before, seconds = step["values"], step["seconds"]
     Console().print(table)
 
 
