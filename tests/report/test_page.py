@@ -7,50 +7,14 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from reports import png
 from rich.console import Console
 
 from guie.errors import UserError
-from guie.evaluate import evaluate
 from guie.report.charts import MOST_POINTS, line_chart
 from guie.report.galleries import in_turn
 from guie.report.page import write_report
 from guie.report.terminal import print_table
-from guie.types import Embeddings
-
-
-def made_up(dim=8, noise=0.5, seed=0):
-    r = np.random.default_rng(seed)
-    classes = np.repeat(np.arange(20), 6)
-    vectors = r.standard_normal((20, dim))[classes] + noise * r.standard_normal((120, dim))
-    return Embeddings(
-        vectors.astype(np.float32),
-        files=np.array([f"{i}.png" for i in range(120)]),
-        labels=np.array([f"<b>class {c}" for c in classes]),
-        domains=np.array(["art", "food & drink"])[classes % 2],
-        splits=np.full(120, "test"),
-        space_id="s",
-    )
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Return a run folder as training and evaluation leave it."""
-    found = evaluate({"toy": made_up()})
-    floors = {"colour_histogram": evaluate({"toy": made_up(noise=3, seed=1)}).metrics}
-    numbers = {"trained": found.metrics, "floors": floors, "seed": 3, "bad_images": 2}
-    (tmp_path / "metrics.json").write_text(json.dumps(numbers))
-    found.write_queries(tmp_path / "queries.parquet")
-    lines = [json.dumps({"step": s, "loss": 9 / (s + 1), "lr": 0.1, "eval/mP@5": s / 40}) for s in range(40)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 40, "lo']))
-    (tmp_path / "config.yaml").write_text("head:\n  _target_: guie.heads.margin.ArcFace\n  scale: 30\n")
-    return tmp_path
-
-
-def png(dataset, file):
-    buffer = io.BytesIO()
-    Image.new("RGB", (40, 20), (int(file.split(".")[0]), 90, 90)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 class Balanced(html.parser.HTMLParser):

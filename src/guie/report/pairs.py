@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from guie.calibrate.pairs import GENUINE, IMPOSTOR, Group, group
+from guie.calibrate.pairs import Group, group
 from guie.protocols.part import Part
 from guie.search.exact import Exact
 from guie.types import Embeddings
@@ -51,24 +51,25 @@ def pair_scores(name: str, embeddings: Embeddings, protocol: Mapping[str, Any]) 
 
 
 def _counted(pairs: Group) -> PairScores | None:
-    counts = np.zeros((2, STEPS), dtype=np.int64)
+    genuine, impostor = np.zeros((2, STEPS), dtype=np.int64)
     nearest = np.full(len(pairs.queries), -np.inf, dtype=np.float32)
-    for rows, similarity, relation in pairs.tiles():
-        steps = _steps_of(similarity)
-        for kind in (IMPOSTOR, GENUINE):
-            counts[kind] += np.bincount(steps[relation == kind], minlength=STEPS)
-        nearest[rows] = np.where(relation == IMPOSTOR, similarity, -np.inf).max(axis=1, initial=-np.inf)
-    if not counts[GENUINE].any():
+    for rows, similarity, related in pairs.tiles():
+        steps, places = _steps_of(similarity), (related.query, related.item)
+        of_related = steps[places]
+        genuine += np.bincount(of_related[related.genuine], minlength=STEPS)
+        impostor += np.bincount(steps.ravel(), minlength=STEPS) - np.bincount(of_related, minlength=STEPS)
+        similarity[places] = -np.inf
+        nearest[rows] = similarity.max(axis=1, initial=-np.inf)
+    if not genuine.any():
         return None
-    recall, precision = precision_by_recall(counts[GENUINE], counts[IMPOSTOR])
-    best = np.bincount(_steps_of(nearest[np.isfinite(nearest)]), minlength=STEPS)
-    rows = np.stack([counts[GENUINE], counts[IMPOSTOR], best]).reshape(3, BINS, -1).sum(axis=2)
-    first = int(np.flatnonzero(rows.any(axis=0))[0])
-    genuine, impostor, near = rows[:, first:] / np.maximum(1, rows.sum(axis=1, keepdims=True))
+    near = np.bincount(_steps_of(nearest[np.isfinite(nearest)]), minlength=STEPS)
+    counts = np.stack([genuine, impostor, near]).reshape(3, BINS, -1).sum(axis=2)
+    first = int(np.flatnonzero(counts.any(axis=0))[0])
+    shares = counts[:, first:] / np.maximum(1, counts.sum(axis=1, keepdims=True))
     edges = np.linspace(-1, 1, BINS + 1)[first:]
-    return PairScores(
-        edges, genuine, impostor, near, recall, precision, len(pairs.queries), int(counts.sum())
-    )
+    recall, precision = precision_by_recall(genuine, impostor)
+    total = int(genuine.sum() + impostor.sum())
+    return PairScores(edges, shares[0], shares[1], shares[2], recall, precision, len(nearest), total)
 
 
 def _steps_of(similarity: np.ndarray) -> np.ndarray:
