@@ -280,15 +280,16 @@ def _named(rows: Mapping[str, Manifest], kind: str) -> dict[str, Manifest]:
 
 def _pictures(sets: Mapping[str, Manifest], distractors: Mapping[str, Manifest]) -> Picture:
     """Return how to read the picture of a data set's row, or of a distractor in its gallery."""
+    from guie.datasets.evaluated import reader
+
+    mine, others = ({name: reader(rows) for name, rows in side.items()} for side in (sets, distractors))
 
     def read(name: str, file: str) -> bytes:
         kind, _, rest = file.partition("/")
-        rows: Manifest = sets[name.partition("+")[0]]
         if kind == DISTRACTORS:
             source, _, file = rest.partition("/")
-            rows = distractors[source]
-        path, _, entry = file.partition("#")
-        return rows.picture(path, entry or None)
+            return others[source](file)
+        return mine[name.partition("+")[0]](file)
 
     return read
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
-from guie.datasets.evaluated import capped, cropped
+from guie.datasets.evaluated import capped, cropped, reader
 from guie.datasets.manifest import from_columns
 from guie.errors import UserError
+from guie.images import decode
 
 
 def rows(count=60, classes=12, splits=("test",), **further):
@@ -73,3 +75,14 @@ def test_boxes_that_are_missing_or_no_boxes_are_named():
         UserError, match=r"dataset x: row 0: box '1,2,3'; accepted: x,y,width,height in pixels"
     ):
         wrong.crop(0)
+
+
+def test_a_cropped_picture_is_read_as_its_box_and_the_others_as_they_are(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    for name in ("a#1.png", "b.png"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    columns = {"file": ["a#1.png", "b.png"], "label": ["x", "x"], "split": ["query", "index"]}
+    made = cropped(from_columns("x", tmp_path, columns | {"box": ["10,5,20,30", "0,0,1,1"]}), ["query"])
+    read = reader(made)
+    np.testing.assert_array_equal(decode(read("a#1.png")), pixels[5:35, 10:30])
+    assert read("b.png") == (tmp_path / "b.png").read_bytes()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ from guie.datasets.hashed import hashed
 from guie.datasets.manifest import CROP, Manifest
 from guie.datasets.rows import row_keys
 from guie.errors import UserError
+from guie.images import Box, decode
 
 _SEED = 0
 
@@ -32,6 +35,37 @@ def cropped(manifest: Manifest, splits: Sequence[str]) -> Manifest:
     crops = pc.if_else(pa.array(asked), boxes, pa.scalar(None, pa.string()))
     table = manifest.table.append_column(CROP, crops).combine_chunks()
     return Manifest(manifest.name, manifest.root, table, manifest.truth)
+
+
+def reader(manifest: Manifest) -> Callable[[str], bytes]:
+    """Return how to read a picture by its name in embeddings, `file` or `file#entry`; raises as `picture`.
+
+    Of a picture that is cropped (`cropped`) it is the part that was embedded, as PNG.
+    """
+    table = manifest.table
+
+    @cache
+    def boxes() -> dict[tuple[str, str | None], Box | None]:
+        boxed = np.flatnonzero(pc.is_valid(table[CROP])) if CROP in table.column_names else np.empty(0, int)
+        return {manifest.place(row): manifest.crop(row) for row in boxed.tolist()}
+
+    whole_names = table["entry"].null_count == len(table)  # a plain file may have a # in its name
+
+    def read(name: str) -> bytes:
+        file, _, entry = (name, "", "") if whole_names else name.partition("#")
+        data = manifest.picture(file, entry or None)
+        box = boxes().get((file, entry or None))
+        return data if box is None else _as_png(decode(data, box=box))
+
+    return read
+
+
+def _as_png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG", compress_level=1)
+    return out.getvalue()
 
 
 def capped(manifest: Manifest, asks: Sequence[str], answers: Sequence[str], cap: int) -> Manifest:

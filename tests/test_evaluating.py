@@ -1,0 +1,20 @@
+"""What guie-eval hands to steps that look at pictures."""
+
+import numpy as np
+from PIL import Image
+
+from guie import evaluating
+from guie.datasets.evaluated import cropped
+from guie.datasets.manifest import from_columns
+from guie.images import decode
+
+
+def test_steps_that_look_at_pictures_see_of_a_query_what_was_embedded_and_distractors_whole(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    columns = {"file": ["a.png"], "label": ["x"], "split": ["query"], "box": ["10,5,20,30"]}
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    whole = from_columns("x", tmp_path, columns)
+    read = evaluating._pictures({"x": cropped(whole, ["query"])}, {"more": whole})
+    for name in ("x", "x+more"):
+        np.testing.assert_array_equal(decode(read(name, "a.png")), pixels[5:35, 10:30])
+    np.testing.assert_array_equal(decode(read("x+more", "distractors/more/a.png")), pixels)
