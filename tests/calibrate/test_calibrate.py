@@ -92,11 +92,17 @@ def test_a_domain_is_calibrated_within_its_own_gallery():
 
 
 def test_stated_pairs_are_genuine_junk_is_neither_and_labels_count_no_more():
-    stated = (["0.jpg"] * 3, ["7.jpg", "8.jpg", "gone.jpg"], ["ok", "junk", "ok"], [""] * 3)
-    truth = Pairs(*(np.array(column, dtype=object) for column in stated))
+    stated = {
+        "query": ["0.jpg", "0.jpg", "0.jpg", "0.jpg", "0.jpg"],
+        "item": ["7.jpg", "7.jpg", "8.jpg", "gone.jpg", "0.jpg"],
+        "relation": ["junk", "ok", "junk", "ok", "ok"],
+        "usage": [""] * 5,
+    }
+    truth = Pairs(**{name: np.array(column, dtype=object) for name, column in stated.items()})
     part = embeddings(classes=2, each=5, truth=truth)
-    row = rows_of(part)[0][""]
-    assert (row["genuine"], row["impostor"]) == (1, 10 * 9 - 2)
+    found, reports = rows_of(part)
+    assert (found[""]["genuine"], found[""]["impostor"]) == (1, 10 * 9 - 2)
+    assert (reports[""]["known"], reports[""]["unknown"], reports[""]["unknown_are"]) == (1, 9, "stated")
 
 
 def test_too_few_impostors_give_no_threshold_rather_than_a_guess():
@@ -117,7 +123,7 @@ def test_many_queries_are_a_sample_that_is_said_and_all_of_their_pairs_count(mon
     part = embeddings(classes=20, each=10)
     monkeypatch.setattr(pairs, "PAIRS", 1)
     monkeypatch.setattr(pairs, "FEWEST", 50)
-    monkeypatch.setattr(pairs, "TILE", 700)
+    monkeypatch.setattr(pairs, "TILE", 1)
     row = rows_of(part)[0][""]
     assert (row["queries"], row["queries_in_all"]) == (50, 200)
     assert (row["genuine"], row["impostor"]) == (50 * 9, 50 * 190)
@@ -126,7 +132,7 @@ def test_many_queries_are_a_sample_that_is_said_and_all_of_their_pairs_count(mon
 def test_the_tiles_change_nothing(monkeypatch):
     part = embeddings(domains=2)
     whole, report = rows_of(part)
-    monkeypatch.setattr(pairs, "TILE", 100)
+    monkeypatch.setattr(pairs, "TILE", 1)
     tiled, again = rows_of(part)
     for domain in ("", "d0", "d1"):
         for one, other in zip(whole[domain]["at"], tiled[domain]["at"], strict=True):
@@ -228,9 +234,15 @@ def test_a_data_set_where_nothing_is_known_has_no_open_set():
 def test_a_row_is_not_compared_with_itself():
     part = embeddings(classes=4, each=2)
     rows = np.arange(8)
-    relation = pairs.group(Part("set", part, Exact()), rows, rows).relation(rows)
-    assert (np.diag(relation) == pairs.NEITHER).all()
-    assert (relation == pairs.GENUINE).sum() == 8 and (relation == pairs.IMPOSTOR).sum() == 48
+    found = pairs.group(Part("set", part, Exact()), rows, rows).related(2, 5)
+    assert sorted(zip(*(column.tolist() for column in found), strict=True)) == [
+        (0, 2, False),
+        (0, 3, True),
+        (1, 2, True),
+        (1, 3, False),
+        (2, 4, False),
+        (2, 5, True),
+    ]
 
 
 def test_guie_eval_tells_both_where_it_is_asked_and_keeps_the_thresholds(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,32 +19,40 @@ from guie.types import Pairs
 
 STEPS = 1 << 15
 # Pairs that are looked at in a group, about, and queries of its sample at least and at most.
-PAIRS, FEWEST, MOST = 50_000_000, 1_000, 5_000
-# Pairs held at a time: some 30 MB.
-TILE = 1 << 20
+PAIRS, FEWEST, MOST = 100_000_000, 500, 5_000
+# Pairs held at a time, at some 20 bytes each, but of no fewer queries: each tile reads the whole gallery.
+TILE, TOGETHER = 1 << 20, 8
 LEVELS, EVEN = 512, 65
-IMPOSTOR, GENUINE, NEITHER = range(3)
+IMPOSTOR, GENUINE = range(2)
 
-# Query positions (T,) to (T,N) int8: what each pair is.
-Relation = Callable[[np.ndarray], np.ndarray]
+
+class Related(NamedTuple):
+    """Pairs (P,) that are no impostor's, each once: `query` among those asked about, `item`, and whether the
+    pair is `genuine`; else it is neither."""
+
+    query: np.ndarray
+    item: np.ndarray
+    genuine: np.ndarray
 
 
 @dataclass(frozen=True)
 class Group:
-    """Who is compared: `queries` (Q,D) and `gallery` (N,D) unit vectors; all pairs of `num_asked` queries
-    were too many where that is more than Q, which are then drawn."""
+    """Who is compared: `queries` (Q,D) and `gallery` (N,D), unit vectors.
+
+    `related` (start, stop) tells of some of the queries. Where `num_asked` is more than Q, they are a sample.
+    """
 
     queries: np.ndarray
     gallery: np.ndarray
-    relation: Relation
+    related: Callable[[int, int], Related]
     num_asked: int
 
-    def tiles(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (query positions (T,), similarity (T,N) float32, what each pair is (T,N))."""
-        step = max(1, TILE // max(1, len(self.gallery)))
+    def tiles(self) -> Iterator[tuple[slice, np.ndarray, Related]]:
+        """Yield (queries, their similarity (T,N) float32 to the gallery, their related pairs)."""
+        step = max(TOGETHER, TILE // max(1, len(self.gallery)))
         for start in range(0, len(self.queries), step):
-            rows = np.arange(start, min(start + step, len(self.queries)))
-            yield rows, self.queries[rows] @ self.gallery.T, self.relation(rows)
+            stop = min(start + step, len(self.queries))
+            yield slice(start, stop), self.queries[start:stop] @ self.gallery.T, self.related(start, stop)
 
 
 def group(part: Part, queries: np.ndarray, gallery: np.ndarray, seed: int = 0) -> Group:
@@ -52,54 +61,55 @@ def group(part: Part, queries: np.ndarray, gallery: np.ndarray, seed: int = 0) -
     chosen = np.sort(np.random.default_rng(seed).permutation(len(queries))[:drawn])
     asks = queries[chosen]
     asking, held = (_unit(vectors_of(part.embeddings.vectors, rows)) for rows in (asks, gallery))
-    return Group(asking, held, _relation(part, asks, gallery), len(queries))
+    own = part.self_ids(asks, gallery)
+    if part.embeddings.truth is None:
+        labels, _ = codes(part.embeddings.labels)
+        related = _by_label(labels[asks], labels[gallery], own)
+    else:
+        related = _by_pair(part, part.embeddings.truth, asks, gallery, own)
+    return Group(asking, held, related, len(queries))
 
 
-def _relation(part: Part, queries: np.ndarray, gallery: np.ndarray) -> Relation:
-    own = part.self_ids(queries, gallery)
-    if part.embeddings.truth is not None:
-        return _stated(*_pairs(part, part.embeddings.truth, queries, gallery), own, len(gallery))
-    labels, _ = codes(part.embeddings.labels)
-    asked, held = labels[queries], labels[gallery]
+def _by_label(asked: np.ndarray, held: np.ndarray, own: np.ndarray) -> Callable[[int, int], Related]:
+    order = np.argsort(held, kind="stable")
+    first, last = (np.searchsorted(held[order], asked, side) for side in ("left", "right"))
 
-    def by_label(rows: np.ndarray) -> np.ndarray:
-        found = (asked[rows, None] == held).astype(np.int8)
-        return _without_self(found, own[rows])
+    def related(start: int, stop: int) -> Related:
+        counts = (last - first)[start:stop]
+        query = np.repeat(np.arange(stop - start), counts)
+        within = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+        item = order[first[start:stop][query] + within]
+        return Related(query, item, item != own[start:stop][query])
 
-    return by_label
+    return related
 
 
-def _pairs(
-    part: Part, truth: Pairs, queries: np.ndarray, gallery: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (query position, gallery position, what it is) of the stated pairs by query, genuine last."""
+def _by_pair(
+    part: Part, truth: Pairs, queries: np.ndarray, gallery: np.ndarray, own: np.ndarray
+) -> Callable[[int, int], Related]:
     asks, answers = (
         {part.embeddings.files[row]: i for i, row in enumerate(rows.tolist())} for rows in (queries, gallery)
     )
-    query = np.array([asks.get(file, -1) for file in truth.query], dtype=np.int64)
-    item = np.array([answers.get(file, -1) for file in truth.item], dtype=np.int64)
-    kind = np.where(np.isin(np.asarray(truth.relation, dtype=str), RIGHT), GENUINE, NEITHER).astype(np.int8)
-    order = np.lexsort((kind == GENUINE, query))
-    order = order[(query[order] >= 0) & (item[order] >= 0)]
-    return query[order], item[order], kind[order]
+    right = np.isin(np.asarray(truth.relation, dtype=str), RIGHT)
+    places = (
+        (asks.get(query, -1), answers.get(item, -1))
+        for query, item in zip(truth.query, truth.item, strict=True)
+    )
+    # A pair that is stated twice is genuine where it is so once; a picture and itself are no pair.
+    found: dict[tuple[int, int], bool] = {}
+    for place, genuine in zip(places, right.tolist(), strict=True):
+        found[place] = genuine or found.get(place, False)
+    found |= {(query, item): False for query, item in enumerate(own.tolist())}
+    pairs = sorted(
+        (query, item, genuine) for (query, item), genuine in found.items() if min(query, item) >= 0
+    )
+    query, item, genuine = np.array(pairs, dtype=np.int64).reshape(-1, 3).T
 
+    def related(start: int, stop: int) -> Related:
+        here = slice(*np.searchsorted(query, [start, stop]))
+        return Related(query[here] - start, item[here], genuine[here].astype(bool))
 
-def _stated(query: np.ndarray, item: np.ndarray, kind: np.ndarray, own: np.ndarray, total: int) -> Relation:
-    """Return the relation by pairs (P,) of ascending `query`."""
-
-    def by_pair(rows: np.ndarray) -> np.ndarray:
-        found = np.zeros((len(rows), total), dtype=np.int8)
-        here = slice(*np.searchsorted(query, [rows[0], rows[-1] + 1]))
-        found[query[here] - rows[0], item[here]] = kind[here]
-        return _without_self(found, own[rows])
-
-    return by_pair
-
-
-def _without_self(found: np.ndarray, own: np.ndarray) -> np.ndarray:
-    there = np.flatnonzero(own >= 0)
-    found[there, own[there]] = NEITHER
-    return found
+    return related
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -126,13 +136,16 @@ def tally(pairs: Group, rates: tuple[float, ...]) -> Tally:
     """
     hist, best = _histogram(pairs)
     steps = _levels(hist, rates)
-    lookup = np.searchsorted(steps, np.arange(len(hist)), side="right")
-    counts = np.zeros((2, len(pairs.queries), len(steps) + 1), dtype=np.int64)
-    for rows, similarity, relation in pairs.tiles():
-        place = lookup[_steps_of(similarity)] + (len(steps) + 1) * np.arange(len(rows))[:, None]
-        for kind in (IMPOSTOR, GENUINE):
-            found = np.bincount(place[relation == kind], minlength=len(rows) * (len(steps) + 1))
-            counts[kind, rows] = found.reshape(len(rows), -1)
+    lookup, width = np.searchsorted(steps, np.arange(len(hist)), side="right"), len(steps) + 1
+    counts = np.zeros((2, len(pairs.queries), width), dtype=np.int64)
+    for rows, similarity, related in pairs.tiles():
+        step = lookup[_steps_of(similarity)]
+        step += width * np.arange(len(step))[:, None]
+        of_related = step[related.query, related.item]
+        num = step.shape[0] * width
+        counts[GENUINE, rows] = np.bincount(of_related[related.genuine], minlength=num).reshape(-1, width)
+        others = np.bincount(step.ravel(), minlength=num) - np.bincount(of_related, minlength=num)
+        counts[IMPOSTOR, rows] = others.reshape(-1, width)
     above = counts[:, :, ::-1].cumsum(axis=2)[:, :, ::-1][:, :, 1:]
     return Tally(steps / STEPS - 1, above[GENUINE], above[IMPOSTOR], best[GENUINE], best[IMPOSTOR])
 
@@ -141,16 +154,22 @@ def _histogram(pairs: Group) -> tuple[np.ndarray, np.ndarray]:
     """Return the impostors at each step of the grid, and the best (2,Q) similarity of each kind."""
     hist = np.zeros(2 * STEPS + 1, dtype=np.int64)
     best = np.full((2, len(pairs.queries)), -np.inf, dtype=np.float32)
-    for rows, similarity, relation in pairs.tiles():
-        hist += np.bincount(_steps_of(similarity)[relation == IMPOSTOR], minlength=len(hist))
-        for kind in (IMPOSTOR, GENUINE):
-            best[kind, rows] = np.where(relation == kind, similarity, -np.inf).max(axis=1, initial=-np.inf)
+    for rows, similarity, related in pairs.tiles():
+        step, places = _steps_of(similarity), (related.query, related.item)
+        hist += np.bincount(step.ravel(), minlength=len(hist))
+        hist -= np.bincount(step[places], minlength=len(hist))
+        asks = related.query[related.genuine]
+        np.maximum.at(best[GENUINE, rows], asks, similarity[places][related.genuine])
+        similarity[places] = -np.inf
+        best[IMPOSTOR, rows] = similarity.max(axis=1, initial=-np.inf)
     return hist, best
 
 
 def _steps_of(similarity: np.ndarray) -> np.ndarray:
     """Return the highest step that each similarity reaches, from 0 (-1) to 2 STEPS (1)."""
-    return np.clip((similarity + np.float32(1)) * np.float32(STEPS), 0, 2 * STEPS).astype(np.int32)
+    scaled = similarity + np.float32(1)
+    scaled *= np.float32(STEPS)
+    return np.clip(scaled, 0, 2 * STEPS, out=scaled).astype(np.intp)
 
 
 def _levels(hist: np.ndarray, rates: tuple[float, ...]) -> np.ndarray:
