@@ -1,5 +1,6 @@
 """Each protocol against a slow loop over its definition, and what it does with odd data."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from guie.protocols.recognition import KNN, Recognition
 from guie.protocols.retrieval import Retrieval
 from guie.protocols.self_in import SelfIn
 from guie.protocols.several import Several
+from guie.search.exact import Exact
 
 
 def random_scores(seed=0, items=40, queries=15):
@@ -380,3 +382,52 @@ def test_the_split_that_asks_is_answered_by_the_index_else_by_itself():
     assert Retrieval().over("val", ["val", "test"]).roles == [(("val",), ("val",))]
     both = Several({"a": Retrieval(), "b": KNN()}).over("val", ["train", "val"])
     assert both.roles == [(("val",), ("val",)), (("val",), ("train",))]
+
+
+class Watched:
+    """A search that takes five queries at a time and notes how much each of them was asked for."""
+
+    tile = 5
+
+    def __init__(self):
+        self.asked = []
+
+    def index(self, gallery):
+        made = copy.copy(self)
+        made.inner = Exact().index(gallery)
+        return made
+
+    def search(self, queries, k, *, self_ids=None):
+        self.asked.append((len(queries.vectors), k))
+        assert queries.labels is None
+        return self.inner.search(queries, k, self_ids=self_ids)
+
+
+def every_kind():
+    r = np.random.default_rng(0)
+    labels = np.tile(np.arange(10), 6)
+    plain = labelled(r.standard_normal((60, 16)), labels, splits=["train"] * 30 + ["test"] * 30)
+    graded = scored(
+        random_scores(), truth=pairs(("q0", "r0", "easy"), ("q1", "r1", "hard"), ("q2", "r2", "ok"))
+    )
+    known = scored(random_scores(), query_labels=["x"] * 15)
+    return [
+        (plain, Retrieval()),
+        (plain, KNN(ks=(5,))),
+        (plain, SelfIn()),
+        (graded, Stated()),
+        (graded, Revisited()),
+        (graded, Copies(max_pairs=30)),
+        (known, Recognition(k=3)),
+        (episodes(), OneShot()),
+    ]
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_a_protocol_asks_any_search_in_its_tiles_and_shows_it_no_label_of_a_query(case):
+    found, protocol = every_kind()[case]
+    search = Watched()
+    tiled = evaluate({"x": found}, protocol, search=search)
+    plain = evaluate({"x": found}, protocol)
+    assert search.asked and max(count for count, _ in search.asked) <= 5
+    np.testing.assert_equal(tiled.metrics, plain.metrics)
