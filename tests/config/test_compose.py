@@ -57,6 +57,7 @@ def test_every_command_composes_without_arguments(command):
         (["head=arcfase"], r"head: there is no 'arcfase'; accepted: .*arcface"),
         (["dataset=[sopp]"], r"dataset: there is no 'sopp'; accepted: .*toy"),
         (["+exp=nothing"], r"exp: there is no 'nothing'; accepted:"),
+        (["head=null"], r"head: null; accepted: .*arcface.*, or leave it out"),
         (["head=arcface", "+head.num_classes=10"], r"head\.num_classes: a fact of the data or the model"),
         (["dataset=[folder]"], r"dataset\.folder\.root: a value is required"),
     ],
@@ -65,6 +66,19 @@ def test_a_config_mistake_is_one_line_that_names_the_key(overrides, message):
     with pytest.raises(UserError, match=message) as caught:
         composed("train", overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "message"),
+    [
+        ("export", ["ckpt=x"], "pt: a value is required"),
+        ("eval", ["search=ivff"], r"search: there is no .ivff.; accepted: exact, hnsw, ivf"),
+        ("eval", ["ckpt=none", "backbone=smal"], r"backbone: there is no .smal.; accepted: .*small"),
+    ],
+)
+def test_what_other_commands_lack_is_one_line_too(command, overrides, message):
+    with pytest.raises(UserError, match=message):
+        composed(command, overrides)
 
 
 @pytest.mark.parametrize(

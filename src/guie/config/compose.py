@@ -23,13 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 from guie.build import REQUIRED, check_keys, signature, unknown_key
 from guie.config import official, stages, sweeps
 from guie.config.folders import directory
-from guie.config.schema import COMMANDS, PATH_KEYS, choices, register
+from guie.config.schema import COMMANDS, GROUPS, PATH_KEYS, choices, register
 from guie.errors import UserError
 
-# (overrides of each job, folder named or None, slots) -> exit code
 # What Hydra, OmegaConf and the YAML of a preset raise for what a person wrote.
 MISTAKES = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
+# (overrides of each job, folder named or None, slots) -> exit code
 Sweep = Callable[[list[list[str]], str | None, list[list[int]]], int]
 
 
@@ -171,13 +171,15 @@ def rewrite(argument: str) -> str:
 
     `eval_on`, `bank` and `distractors` choose from the group dataset, `preview=guie5` an augmentation to
     look at; values of path keys are user-expanded and quoted, since `~`, `=`, `#`, blanks and brackets would
-    die in Hydra's lexer.
+    die in Hydra's lexer. Raises UserError for a group without a choice, which Hydra answers with a traceback.
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
         return argument
     if key in ("eval_on", "bank", "distractors"):
         return f"dataset@{key}={value}"
+    if key in GROUPS and value == "null":
+        raise UserError(f"{key}: null; accepted: {', '.join(_names(key))}, or leave it out")
     if key == "trainer.dry_run":
         return f"dry_run={value}"
     if key == "preview" and value.lower() not in ("true", "false", "null", ""):
@@ -205,6 +207,7 @@ def checked(command: str, cfg: DictConfig) -> dict[str, Any]:
     for key, value in plain.items():
         if key not in schema:
             raise UserError(unknown_key(str(key), schema))
+        _check_value(str(key), value, None)
         _check_node(str(key), value)
     return {str(key): value for key, value in plain.items()}
 
