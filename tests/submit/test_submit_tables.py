@@ -13,11 +13,15 @@ from guie import embeddings
 from guie.config.schema import Submit
 from guie.errors import UserError
 from guie.metrics.copies import ScoredPairs
+from guie.postprocess import saved as fitted
+from guie.postprocess.maps import PCA
+from guie.postprocess.pipeline import Pipeline
 from guie.recognise.pipeline import Predictions
+from guie.search.exact import Exact
 from guie.submit import isc, landmarks
 from guie.submit.story import submit_configured
 from guie.submit.tables import stem, wanted_ids
-from guie.types import Embeddings
+from guie.types import Embeddings, Side
 
 DRAW = np.random.default_rng(0)
 
@@ -290,3 +294,33 @@ def test_the_command_says_in_one_line_what_is_wrong_and_where(tmp_path):
     assert done.stderr == (
         f"guie-submit: {tmp_path / 'a b.csv'}, line 3: id 'q' again, after line 2; accepted: each once\n"
     )
+
+
+def test_descriptors_are_written_after_the_maps_that_were_fitted_and_no_other_steps(tmp_path):
+    vectors = saved(tmp_path / "e")
+    pca = {"_target_": "guie.postprocess.maps.PCA", "dim": 3}
+    pipeline = Pipeline({"pca": PCA(3)}, Exact())
+    pipeline.fit(Side(np.stack(list(vectors.values()))))
+    fitted.save(pipeline, tmp_path / "fitted", space_id="space")
+    keys = {"kind": "isc_descriptor", "source": str(tmp_path / "e"), "out": str(tmp_path / "s.h5")}
+    submit_configured(config(postprocess={"pca": pca}, fitted=str(tmp_path / "fitted"), **keys))
+    with h5py.File(tmp_path / "s.h5") as file:
+        expected = pipeline.steps["pca"].apply(np.stack([vectors["Q00002"], vectors["Q00001"]]), "query")
+        np.testing.assert_array_equal(file["query"][:], expected)
+        assert file["reference"].shape == (3, 3)
+    expansion = {"_target_": "guie.postprocess.expansion.AlphaQE"}
+    with pytest.raises(
+        UserError, match=r"postprocess.qe: query step for descriptors; accepted: steps that map"
+    ):
+        submit_configured(config(postprocess={"qe": expansion}, overwrite=True, **keys))
+    with pytest.raises(UserError, match=r"postprocess.pca: not fitted; accepted: fitted=FOLDER"):
+        submit_configured(config(postprocess={"pca": pca}, overwrite=True, **keys))
+
+
+def test_a_search_for_a_submission_takes_the_steps_of_the_config(tmp_path):
+    vectors = saved(tmp_path / "e", queries=("q1",), index=("a", "b", "c"))
+    prefix = {"prefix": {"_target_": "guie.postprocess.maps.Prefix", "dim": 2}}
+    out = tmp_path / "s.csv"
+    submit_configured(config(kind="retrieval", source=str(tmp_path / "e"), out=str(out), postprocess=prefix))
+    cut = {name: vector[:2] / np.linalg.norm(vector[:2]) for name, vector in vectors.items()}
+    assert read(out)[1][1].split() == sorted("abc", key=lambda name: -cut["q1"] @ cut[name])

@@ -255,6 +255,8 @@ class Submit:
     sample: str | None = None
     set: str | None = None
     search: Any = None
+    postprocess: Any = field(default_factory=dict)
+    fitted: str | None = None
     max_pairs: int = 500_000
     max_mib: float = 4096.0
     memory_mib: int = 64

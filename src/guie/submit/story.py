@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 
 from guie import embeddings
+from guie.build import build
 from guie.errors import UserError
+from guie.postprocess import saved
+from guie.postprocess.pipeline import Pipeline
+from guie.postprocess.step import Role
 from guie.protocols.copies import Asking, best_pairs
 from guie.protocols.part import Part, Roles
 from guie.recognise.pipeline import Predictions
@@ -116,7 +120,7 @@ def write_retrieval(target: Path, source: Path, cfg: Mapping[str, Any], wanted: 
     if kept:
         results = _listed(_one(kept, cfg, "lists_{}.parquet"))
     else:
-        part = Part("embeddings", _embeddings(source, cfg), chosen(cfg["search"], cfg["memory_mib"]))
+        part = _searched(source, cfg)
         queries, gallery = part.roles(ROLES)
         files = np.asarray(part.embeddings.files, dtype=object)
         results = {}
@@ -138,7 +142,7 @@ def _listed(path: Path) -> dict[str, list[str]]:
 
 def write_matching(target: Path, source: Path, cfg: Mapping[str, Any], wanted: Sequence[str] | None) -> None:
     """Write the globally best pairs of saved embeddings."""
-    part = Part("embeddings", _embeddings(source, cfg), chosen(cfg["search"], cfg["memory_mib"]))
+    part = _searched(source, cfg)
     queries, gallery = part.roles(ROLES)
     index = part.search.index(part.side(gallery, labels=True))
     asking = Asking(part.side(queries), part.self_ids(queries, gallery), index, len(gallery))
@@ -151,9 +155,42 @@ def write_matching(target: Path, source: Path, cfg: Mapping[str, Any], wanted: S
 def write_descriptors(
     target: Path, source: Path, cfg: Mapping[str, Any], wanted: Sequence[str] | None
 ) -> None:
-    """Write the vectors of saved embeddings."""
+    """Write the vectors of saved embeddings, after the maps of `postprocess`."""
     part = _embeddings(source, cfg)
-    isc.write_descriptors(target, part.vectors, part.files.tolist(), part.splits)
+    pipeline = _pipeline(cfg, part.space_id)
+    for name, step in pipeline.steps.items():
+        if step.kind != "map":
+            accepted = "steps that map each vector alone"
+            raise UserError(f"postprocess.{name}: {step.kind} step for descriptors; accepted: {accepted}")
+        if step.needs_bank and not step.state():
+            raise UserError(f"postprocess.{name}: not fitted; accepted: fitted=FOLDER")
+    roles: dict[str, Role] = {"query": "query", "index": "gallery"}
+    rows = {role: np.flatnonzero(np.asarray(part.splits) == split) for split, role in roles.items()}
+    sides = [_mapped(pipeline, part.vectors[places], role) for role, places in rows.items()]
+    order = np.concatenate(list(rows.values()))
+    isc.write_descriptors(target, np.concatenate(sides), part.files[order].tolist(), part.splits[order])
+
+
+def _mapped(pipeline: Pipeline, vectors: np.ndarray, role: Role) -> np.ndarray:
+    """Return vectors (N,D) after the steps."""
+    for step in pipeline.steps.values():
+        vectors = step.apply(vectors, role)
+    return vectors
+
+
+def _searched(source: Path, cfg: Mapping[str, Any]) -> Part:
+    """Return the embeddings of `source`, with the search and the steps of the config."""
+    found = _embeddings(source, cfg)
+    return Part("embeddings", found, _pipeline(cfg, found.space_id))
+
+
+def _pipeline(cfg: Mapping[str, Any], space_id: str) -> Pipeline:
+    nodes = cfg["postprocess"]
+    steps = {name: build(node, where=f"postprocess.{name}") for name, node in nodes.items()}
+    pipeline = Pipeline(steps, chosen(cfg["search"], cfg["memory_mib"]))
+    if steps and cfg["fitted"]:
+        saved.load(pipeline, Path(cfg["fitted"]).expanduser(), space_id=space_id)
+    return pipeline
 
 
 def _embeddings(source: Path, cfg: Mapping[str, Any]) -> Embeddings:
