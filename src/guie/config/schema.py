@@ -121,7 +121,7 @@ class Eval:
 
 @dataclass
 class Embed:
-    """Keys of guie-embed: which pictures, seen by which model (or models) through which views, written how."""
+    """Keys of guie-embed: which pictures, seen by which models through which views, written how."""
 
     dataset: Any = field(default_factory=dict)
     split: Any = None
