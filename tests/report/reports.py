@@ -12,6 +12,7 @@ def made_up(dim=8, noise=0.5, seed=0, domains=("art", "food & drink")):
     r = np.random.default_rng(seed)
     classes = np.repeat(np.arange(20), 6)
     vectors = r.standard_normal((20, dim))[classes] + noise * r.standard_normal((120, dim))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return Embeddings(
         vectors.astype(np.float32),
         files=np.array([f"{i}.png" for i in range(120)]),

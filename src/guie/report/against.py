@@ -37,7 +37,8 @@ def changes(folder: Path, against: str | Path | None, album: Album, judge: Judge
         log.warning("against: not compared: %s", error)
         return {"name": name, "place": str(against), "wrong": str(error)}
     chosen = [row for row in found["gains"] if row["metric"] == found["metric"] or row["domain"] is None]
-    rows = [_drawn(row, chosen) for row in chosen]
+    several = len({row["dataset"] for row in chosen}) > 1
+    rows = [_drawn(row, chosen) | {"name": _name(row, several)} for row in chosen]
     galleries = [
         {
             "title": f"Queries that {which} most",
@@ -60,6 +61,12 @@ def changes(folder: Path, against: str | Path | None, album: Album, judge: Judge
     }
 
 
+def _name(row: Mapping[str, Any], several: bool) -> str:
+    if not several:
+        return row["domain"] or "all"
+    return " / ".join(filter(None, (row["dataset"] or "all data sets", row["domain"])))
+
+
 def _drawn(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a row in words, with `x`, `x1`, `x2`: gain and interval between 0 and 100, no gain at 50."""
     reach = max(max(abs(one["low"]), abs(one["high"])) for one in rows) or 1.0
@@ -68,7 +75,6 @@ def _drawn(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]
         for name, key in (("x", "gain"), ("x1", "low"), ("x2", "high"))
     }
     return {
-        "name": row["domain"] or row["dataset"] or "all data sets",
         "total": row["domain"] is None,
         "metric": row["metric"],
         "queries": f"{row['queries']:,}",

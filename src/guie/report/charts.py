@@ -134,10 +134,10 @@ def _frame(plane: Plane, axes: Axes, xs: list[float]) -> list[str]:
     from markupsafe import escape
 
     parts = []
-    for y in np.linspace(*plane.y, 5):
-        at = plane.up(float(y))
+    for y in round_ticks(*plane.y):
+        at = plane.up(y)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at + 4}" text-anchor="end">{tick(float(y))}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{at + 4}" text-anchor="end">{tick(y)}</text>')
     for x, anchor in _x_ticks(plane, xs):
         at = plane.across(x)
         parts.append(f'<text x="{at}" y="{HEIGHT - BOTTOM + 15}" text-anchor="{anchor}">{tick(x)}</text>')
@@ -199,11 +199,22 @@ def _padded(values: list[float]) -> Range:
     return (0.0 if 0 <= low < 0.3 * high else low - pad), high + pad
 
 
+def round_ticks(low: float, high: float) -> list[float]:
+    """Return about five round numbers between `low` and `high`, which is above it."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{number * step:.10g}") for number in range(first, last + 1)]
+
+
 def tick(value: float) -> str:
     """Return a number as an axis shows it."""
     if value == int(value) or abs(value) >= 100:
-        return f"{value:,.0f}"
-    if abs(value) >= 0.01:
-        return f"{value:.2g}"
-    digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits.removesuffix('.0')}e{int(exponent)}"
+        shown = f"{value:,.0f}"
+    elif abs(value) >= 0.01:
+        shown = f"{value:.3g}"
+    else:
+        digits, exponent = f"{value:.1e}".split("e")
+        shown = f"{digits.removesuffix('.0')}e{int(exponent)}"
+    return shown.replace("-", "−")

@@ -107,7 +107,12 @@ def mislabelled(queries: Queries, judge: Judge) -> list[int]:
 
 
 def alike(queries: Queries) -> list[tuple[int, int]]:
-    """Return (row, place of the result) of the most similar pairs, each pair once, the most similar first."""
+    """Return (row, place of the result) of the most similar pairs, each once, the most similar first.
+
+    None where scores are no cosines, as those of a re-ranking.
+    """
+    if max((scores[0] for scores in queries["top_scores"] if scores), default=0.0) > 1.001:
+        return []
     found: dict[tuple[str, str, str], tuple[float, int, int]] = {}
     for row in range(len(queries)):
         for place, (file, _, score) in enumerate(queries.results(row)):

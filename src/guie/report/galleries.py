@@ -25,11 +25,13 @@ Case = dict[str, Any]
 class Judge:
     """Tells which results of a query are right.
 
-    `labels`: data sets where equal labels are; `right`: of others {query: its right items}, as far as known.
+    `labels`: data sets where equal labels are; `right`: of others {query: its right items}, as far as known;
+    `late`: where a result before the first hit is wrong, whatever its label.
     """
 
     labels: frozenset[str]
     right: Mapping[str, Mapping[str, set[str]]] = field(default_factory=dict)
+    late: frozenset[str] = frozenset()
 
     def kinds(self, queries: Queries, row: int) -> list[str]:
         """Return hit, miss, beyond (no more are relevant) or unknown of each of the first results."""
@@ -39,6 +41,8 @@ class Judge:
             hit = self.right_item(queries["dataset"][row], query, (file, label))
             if hit is None and not 0 < first < rank:
                 hit = bool(rank == first)
+            if queries["dataset"][row] in self.late and not 0 < first <= rank:
+                hit = False
             other = "miss" if rank <= max(1, queries["relevant"][row]) else "beyond"
             found.append("unknown" if hit is None else "hit" if hit else other)
         return found
@@ -66,7 +70,8 @@ def judge(queries: Queries, numbers: Numbers, found: Mapping[str, Embeddings]) -
                 if relation in RIGHT:
                     items.setdefault(query, set()).add(item)
             right[name] = items
-    return Judge(frozenset(labels), right)
+    late = frozenset(name for name, one in protocols.items() if one.get("match_domain"))
+    return Judge(frozenset(labels), right, late)
 
 
 def galleries(queries: Queries, album: Album, judge: Judge, numbers: Numbers) -> list[dict[str, Any]]:
@@ -145,14 +150,20 @@ def in_turn(order: np.ndarray, domains: np.ndarray, count: int = CASES) -> list[
 
 def case(queries: Queries, row: int, album: Album, judge: Judge, numbers: Numbers) -> Case:
     """Return a query with its first results, as the template shows it."""
-    dataset, first = queries["dataset"][row], queries["first_hit"][row]
-    words = [f"{main_metric(dataset, numbers)} {share(float(queries.value[row]))}"]
-    words += [f"first hit {first}" if first else "no hit", f"{queries['relevant'][row]} relevant"]
-    if "predicted" in queries.columns and queries["predicted"][row]:
-        words.append(f"taken for {short(queries['predicted'][row])}")
+    dataset = queries["dataset"][row]
     own = picture(album, dataset, queries["file"][row], queries["label"][row], "query", "query")
     pictures = [own, *strip(queries, row, album, judge.kinds(queries, row))]
-    return framed(queries, row, " · ".join(words), pictures)
+    return framed(queries, row, _told(queries, row, numbers), pictures)
+
+
+def _told(queries: Queries, row: int, numbers: Numbers) -> str:
+    dataset, first = queries["dataset"][row], queries["first_hit"][row]
+    if numbers.get("protocols", {}).get(dataset, {}).get("kind") == "Recognition":
+        taken = queries["predicted"][row]
+        return f"taken for {short(taken)} · {queries['prediction_score'][row]:.2f}" if taken else "no answer"
+    value = f"{main_metric(dataset, numbers)} {share(float(queries.value[row]))}"
+    found = f"first hit {first}" if first else "no hit"
+    return f"{value} · {found} · {queries['relevant'][row]:,} relevant"
 
 
 def framed(queries: Queries, row: int, value: str, pictures: Sequence[Mapping[str, Any]]) -> Case:

@@ -132,24 +132,22 @@ def _compression(found: Sequence[Mapping[str, Any]]) -> Sheet | None:
 
 def _recall_by_bytes(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     metric = next(iter(rows[0]["metrics"]))
-    families: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        families.setdefault(_family(row["name"]), []).append((row["bytes"], row["metrics"][metric]))
-    # The uncompressed vectors are where the cuts begin.
-    whole = families.pop("float32", [])
+    points = {row["name"]: (row["bytes"], row["metrics"][metric]) for row in rows}
+    cut = dict.fromkeys(_family(code) for code in points if _family(code) != code)
+    # A way to cut begins at the uncut vectors.
     families = {
-        key: sorted([*points, *(whole if key in ("pca", "prefix") else [])])
-        for key, points in families.items()
+        family: sorted(at for code, at in points.items() if code == family[1] or _family(code) == family)
+        for family in cut
     }
-    svg, keys = numbered(
-        families or {"float32": whole}, Axes(log_x=True, x_title="bytes per vector"), dots=True
-    )
+    drawn = {" ".join(family): at for family, at in families.items()} or {"float32": sorted(points.values())}
+    svg, keys = numbered(drawn, Axes(log_x=True, x_title="bytes per vector"), dots=True)
     return {"title": f"{metric} by bytes, {name}", "svg": svg, "legend": keys}
 
 
-def _family(code: str) -> str:
-    """Return a code's name without its number of dimensions."""
-    return re.sub(r"^(pca|prefix)\d+", r"\1", code)
+def _family(code: str) -> str | tuple[str, str]:
+    """Return (how the vector is cut, the code of what is left), or the code of an uncut vector."""
+    cut = re.match(r"(pca|prefix)\d+ ?(.*)", code)
+    return (cut[1], cut[2] or "float32") if cut else code
 
 
 def numbered(
