@@ -29,6 +29,7 @@ def ours_setup(queries: str, gallery: str, memory_mib: float = 8) -> str:
     """Return source that makes our data set of the inputs; `queries` and `gallery` are rows."""
     return f"""
 import faiss
+from guie.protocols.labels import Labels
 from guie.protocols.part import Part
 from guie.protocols.scoring import Depths, score
 from guie.search.exact import Exact
@@ -41,7 +42,7 @@ queries, gallery = {queries}, {gallery}
 
 def ours(top: int) -> str:
     """Return source that evaluates our side: mP@5, R@k, mAP@top, R-precision, MAP@R, MRR of each query."""
-    return f"scores = score(part, labels, queries, gallery, Depths(map_k={top}))\n"
+    return f"scores = score(part, Labels(labels), queries, gallery, Depths(map_k={top}))\n"
 
 
 def pml_setup(top: int) -> str:

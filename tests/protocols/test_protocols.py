@@ -270,6 +270,31 @@ def test_the_mean_over_domains_of_a_merged_index_needs_label_and_domain():
     assert numbers["mMP@5 separate"] == pytest.approx(np.mean([np.mean(v) for v in separate.values()]))
 
 
+@pytest.mark.parametrize("match_domain", [False, True])
+def test_a_hit_shares_any_of_several_labels(match_domain):
+    r = np.random.default_rng(3)
+    domains = np.array(["art", "food"])[r.integers(2, size=80)]
+    sets = [r.choice(9, size=r.integers(1, 4), replace=False).tolist() for _ in range(80)]
+    labels = [f"x/{numbers[0]}" for numbers in sets]
+    splits = ["query"] * 20 + ["index"] * 40 + ["test"] * 20
+    found = labelled(
+        r.standard_normal((80, 6)), labels, splits, domains, class_ids=[" ".join(map(str, s)) for s in sets]
+    )
+    result = evaluate({"x": found}, Retrieval(match_domain=match_domain))
+    asking = [q for q in range(80) if splits[q] != "index"]
+    expected = []
+    for q in asking:
+        others = [i for i in range(20, 80) if i != q]
+        others.sort(key=lambda i: -(found.vectors[i] @ found.vectors[q]))
+        flags = [
+            bool({*sets[i]} & {*sets[q]}) and (not match_domain or domains[i] == domains[q]) for i in others
+        ]
+        depth = min(5, sum(flags))
+        expected.append((sum(flags), sum(flags[:depth]) / depth))
+    assert result.queries["relevant"].tolist() == [count for count, _ in expected]
+    np.testing.assert_allclose(result.queries["mP@5"], [value for _, value in expected])
+
+
 def test_groups_of_queries_have_numbers_of_their_own():
     r = np.random.default_rng(0)
     labels = np.repeat(np.arange(20), 4)

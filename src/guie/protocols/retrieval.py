@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from guie.errors import UserError
+from guie.protocols.labels import Labels, labels_of
 from guie.protocols.part import (
     SHOWN,
     Columns,
@@ -28,7 +29,7 @@ from guie.types import Ranking
 
 @dataclass(frozen=True)
 class Retrieval(Protocol):
-    """A hit has the query's label.
+    """A hit has the query's label, or any of several (`class_ids`).
 
     `recall_ks` are those of R@k, `map_k` is that of mAP@k. With `match_domain` a hit needs the same domain,
     too; with `mean_of_domains` there are plain means over domains (UnED's mMP@5). `group_by` names a further
@@ -63,7 +64,7 @@ class Retrieval(Protocol):
         """Return the numbers on the merged index and on each domain's own."""
         queries, gallery = part.roles(self.roles[0])
         domains, names = codes(part.embeddings.domains)
-        labels = self._labels(part, domains)
+        labels = labels_of(part.embeddings, with_domain=self.match_domain)
         depths = Depths(tuple(self.recall_ks), self.map_k, self.lists)
         scores = score(part, labels, queries, gallery, depths)
         if not len(scores.rows):
@@ -77,12 +78,6 @@ class Retrieval(Protocol):
         numbers |= self._further(part, scores, numbers, own)
         lists = listed(part, scores.rows, scores.top, gallery, self.lists) if self.lists else None
         return Outcome(numbers, _table(part, scores, own), lists)
-
-    def _labels(self, part: Part, domains: np.ndarray) -> np.ndarray:
-        labels, _ = codes(part.embeddings.labels)
-        if not self.match_domain:
-            return labels
-        return np.unique(labels * (domains.max(initial=0) + 1) + domains, return_inverse=True)[1]
 
     def _further(self, part: Part, scores: Scores, numbers: Numbers, own: dict[str, Scores]) -> Numbers:
         """Return one-shot error, mean over domains and the groups' numbers, where they apply."""
@@ -133,7 +128,7 @@ def listed(part: Part, rows: np.ndarray, top: Ranking, gallery: np.ndarray, coun
 
 def _own(
     part: Part,
-    labels: np.ndarray,
+    labels: Labels,
     domains: np.ndarray,
     names: list[str],
     merged: Scores,

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from guie.metrics.hits import Hits, count_relevant, find_hits, per_query
+from guie.metrics.hits import Hits, per_query
+from guie.protocols.labels import Labels
 from guie.protocols.part import SHOWN, Part, joined, top_of
-from guie.types import Ranking, Truth
+from guie.types import Ranking
 
 # Results per query searched for MAP@R at most; where a class is larger, MAP@R is left out.
 DEEPEST = 1000
@@ -41,20 +42,19 @@ class Scores:
     dropped: int
 
 
-def score(part: Part, labels: np.ndarray, queries: np.ndarray, gallery: np.ndarray, depths: Depths) -> Scores:
+def score(part: Part, labels: Labels, queries: np.ndarray, gallery: np.ndarray, depths: Depths) -> Scores:
     """Search rows `queries` (Q,) of `part` in its rows `gallery` (N,) and score them, tile by tile.
 
-    `labels` (rows,) int64. A row in both is not its own neighbour; lone queries are dropped. Working memory
+    A row in both is not its own neighbour; lone queries are dropped. Working memory
     is a few tiles of the search, whatever Q is.
     """
     own = part.self_ids(queries, gallery)
-    gallery_labels = labels[gallery]
-    relevant = count_relevant(Truth(labels[queries], gallery_labels, own))
+    relevant = labels.relevant(queries, gallery, own)
     kept, own, relevant = queries[relevant > 0], own[relevant > 0], relevant[relevant > 0]
     depth, width = _depth(depths, relevant), max(SHOWN, depths.lists)
     tiles = []
     for tile, ranking in part.asked(kept, gallery, depth):
-        hits = find_hits(ranking.ids, Truth(labels[kept[tile]], gallery_labels, own[tile]), distinct=True)
+        hits = labels.hits(ranking.ids, kept[tile], gallery, own[tile], relevant[tile])
         values = per_query(hits, recall_ks=tuple(depths.recall_ks), map_k=depths.map_k)
         if depths.map_k == 1000:
             values["mAP@1k"] = values.pop("mAP@1000")  # ILIAS' name for it
