@@ -94,9 +94,9 @@ class Measured:
         return evaluation, facts | self._sheets(found, bank)
 
     def _sheets(self, found: Mapping[str, Embeddings], bank: Mapping[str, Embeddings]) -> dict[str, Any]:
-        """Return thresholds, open set and compression where they are asked for, of vectors as embedded."""
+        """Return what is asked for of vectors as embedded; thresholds and open set from one process."""
         facts: dict[str, Any] = {}
-        if self.cfg["thresholds"]:
+        if self.cfg["thresholds"] and self.writes:
             from guie.calibrate.thresholds import calibrate
 
             rows, reports = calibrate(found, self.protocols, seed=self.cfg["seed"])
