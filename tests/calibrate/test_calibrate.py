@@ -105,6 +105,21 @@ def test_stated_pairs_are_genuine_junk_is_neither_and_labels_count_no_more():
     assert (reports[""]["known"], reports[""]["unknown"], reports[""]["unknown_are"]) == (1, 9, "stated")
 
 
+@pytest.mark.parametrize("column", ["class_ids", "landmarks"])
+def test_of_several_labels_any_shared_one_makes_a_pair_genuine(column):
+    sets = [{1}, {1, 2}, {2}, {3}, {3, 1}, {2, 1}]
+    texts = [" ".join(map(str, sorted(one))) for one in sets]
+    first = [text.split()[0] for text in texts]
+    part = embeddings(classes=6, each=1)
+    part.labels[:] = [f"x/{name}" if column == "class_ids" else name for name in first]
+    part.further[column] = np.array(texts, dtype=object)
+    rows = np.arange(6)
+    found = pairs.group(Part("set", part, Exact()), rows, rows).related(0, 6)
+    genuine = {(q, i) for q, i, is_so in zip(*(c.tolist() for c in found), strict=True) if is_so}
+    assert len(found.query) == len(genuine) + 6
+    assert genuine == {(q, i) for q in range(6) for i in range(6) if q != i and sets[q] & sets[i]}
+
+
 def test_too_few_impostors_give_no_threshold_rather_than_a_guess():
     row = rows_of(embeddings(classes=3, each=3), rates=(0.1, 0.01))[0][""]
     assert row["impostor"] == 54

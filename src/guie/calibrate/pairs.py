@@ -1,8 +1,8 @@
 """How similar pairs of pictures are, counted and not kept. numpy alone.
 
-A pair is a query and a picture of its gallery, never itself; genuine where both show the same thing (equal
-labels, or as the data set states), else an impostor's; what is stated as junk is neither. Similarity is the
-cosine, on a grid of 2^-15. Shapes: Q queries, N gallery, G levels.
+A pair is a query and a picture of its gallery, never itself; genuine where both show the same thing (a label
+in common, or as the data set states), else an impostor's; what is stated as junk is neither. Similarity is
+the cosine, on a grid of 2^-15. Shapes: Q queries, N gallery, G levels.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from guie.protocols.labels import NOTHING, labels_of
 from guie.protocols.pairs import RIGHT
-from guie.protocols.part import Part, codes, vectors_of
-from guie.types import Pairs
+from guie.protocols.part import Part, vectors_of
+from guie.types import Embeddings, Pairs
 
 STEPS = 1 << 15
 # Pairs that are looked at in a group, about, and queries of its sample at least and at most.
@@ -63,22 +64,40 @@ def group(part: Part, queries: np.ndarray, gallery: np.ndarray, seed: int = 0) -
     asking, held = (_unit(vectors_of(part.embeddings.vectors, rows)) for rows in (asks, gallery))
     own = part.self_ids(asks, gallery)
     if part.embeddings.truth is None:
-        labels, _ = codes(part.embeddings.labels)
+        labels = _labels(part.embeddings)
         related = _by_label(labels[asks], labels[gallery], own)
     else:
         related = _by_pair(part, part.embeddings.truth, asks, gallery, own)
     return Group(asking, held, related, len(queries))
 
 
+def _labels(embeddings: Embeddings) -> np.ndarray:
+    """Return the labels of each row, (N,L) int64, -1 behind them; `class_ids`, `landmarks` tell of more."""
+    labels = labels_of(embeddings)
+    every = labels.first[:, None] if labels.all is None else labels.all
+    known = dict(zip(embeddings.labels, labels.first.tolist(), strict=True))
+    several = [text.split() for text in embeddings.further.get("landmarks", ())]
+    further = np.full((len(every), max(map(len, several), default=0)), NOTHING, dtype=np.int64)
+    for row, names in enumerate(several):
+        further[row, : len(names)] = [known.get(name, NOTHING) for name in names]
+    return np.concatenate([every, further], axis=1)
+
+
 def _by_label(asked: np.ndarray, held: np.ndarray, own: np.ndarray) -> Callable[[int, int], Related]:
-    order = np.argsort(held, kind="stable")
-    first, last = (np.searchsorted(held[order], asked, side) for side in ("left", "right"))
+    """Return the relation by any shared one of the labels `asked` (Q,L) and `held` (N,L)."""
+    items, columns = np.nonzero(held != NOTHING)
+    order = np.argsort(held[items, columns], kind="stable")
+    items, sorted_labels = items[order], held[items, columns][order]
+    first, last = (np.searchsorted(sorted_labels, asked, side) for side in ("left", "right"))
 
     def related(start: int, stop: int) -> Related:
         counts = (last - first)[start:stop]
-        query = np.repeat(np.arange(stop - start), counts)
-        within = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
-        item = order[first[start:stop][query] + within]
+        place = np.repeat(np.arange(counts.size), counts.ravel())
+        within = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts.ravel(), counts.ravel())
+        item = items[first[start:stop].ravel()[place] + within]
+        query = place // asked.shape[1]
+        if asked.shape[1] > 1:  # a pair may share several
+            query, item = np.divmod(np.unique(query * len(held) + item), len(held))
         return Related(query, item, item != own[start:stop][query])
 
     return related
