@@ -26,12 +26,14 @@ class Judge:
     """Tells which results of a query are right.
 
     `labels`: data sets where equal labels are; `right`: of others {query: its right items}, as far as known;
-    `late`: where a result before the first hit is wrong, whatever its label.
+    `late`: where a result before the first hit is wrong, whatever its label; `votes`: where results vote, so
+    that none is beyond the relevant ones.
     """
 
     labels: frozenset[str]
     right: Mapping[str, Mapping[str, set[str]]] = field(default_factory=dict)
     late: frozenset[str] = frozenset()
+    votes: frozenset[str] = frozenset()
 
     def kinds(self, queries: Queries, row: int) -> list[str]:
         """Return hit, miss, beyond (no more are relevant) or unknown of each of the first results."""
@@ -43,7 +45,8 @@ class Judge:
                 hit = bool(rank == first)
             if queries["dataset"][row] in self.late and not 0 < first <= rank:
                 hit = False
-            other = "miss" if rank <= max(1, queries["relevant"][row]) else "beyond"
+            few = queries["dataset"][row] not in self.votes and rank > max(1, queries["relevant"][row])
+            other = "beyond" if few else "miss"
             found.append("unknown" if hit is None else "hit" if hit else other)
         return found
 
@@ -71,7 +74,8 @@ def judge(queries: Queries, numbers: Numbers, found: Mapping[str, Embeddings]) -
                     items.setdefault(query, set()).add(item)
             right[name] = items
     late = frozenset(name for name, one in protocols.items() if one.get("match_domain"))
-    return Judge(frozenset(labels), right, late)
+    votes = frozenset(name for name, one in protocols.items() if one.get("kind") == "Recognition")
+    return Judge(frozenset(labels), right, late, votes)
 
 
 def galleries(queries: Queries, album: Album, judge: Judge, numbers: Numbers) -> list[dict[str, Any]]:
@@ -160,7 +164,7 @@ def _told(queries: Queries, row: int, numbers: Numbers) -> str:
     dataset, first = queries["dataset"][row], queries["first_hit"][row]
     if numbers.get("protocols", {}).get(dataset, {}).get("kind") == "Recognition":
         taken = queries["predicted"][row]
-        return f"taken for {short(taken)} · {queries['prediction_score'][row]:.2f}" if taken else "no answer"
+        return f"taken for {short(taken)} · {queries['prediction_score'][row]:.3g}" if taken else "no answer"
     value = f"{main_metric(dataset, numbers)} {share(float(queries.value[row]))}"
     found = f"first hit {first}" if first else "no hit"
     return f"{value} · {found} · {queries['relevant'][row]:,} relevant"

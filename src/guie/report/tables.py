@@ -24,6 +24,14 @@ from guie.report.numbers import (
 )
 
 _DRAWS = 1000
+_BESIDE = ("R@1", "MAP@R")
+# Shown beside the metric in large print, the first that there is.
+_SECOND = {
+    "RP90": "recall at precision .9",
+    "ACC": "right, of the known",
+    "mAP H": "hard ones",
+    "R@1": "first result is right",
+}
 
 
 def dataset_table(name: str, numbers: Numbers, queries: Queries | None = None) -> dict[str, Any]:
@@ -41,7 +49,7 @@ def dataset_table(name: str, numbers: Numbers, queries: Queries | None = None) -
     _complete(rows, name, metric, queries)
     dropped = first.get("dropped_lone_queries", 0)
     note = f"{dropped:,} queries without another image of their class were left out." if dropped else ""
-    further = [key for key in ("R@1", "MAP@R") if key in first and key != metric]
+    further = [key for key in _BESIDE if key in first and key != metric and not _of_pairs(first)]
     own = any(cell["merged"] for row in rows for cell in row["cells"])
     return {
         "name": name,
@@ -53,6 +61,11 @@ def dataset_table(name: str, numbers: Numbers, queries: Queries | None = None) -
         "own": own,
         "further": further,
     }
+
+
+def _of_pairs(entry: Numbers) -> bool:
+    """Return whether R@1 is that of pairs in one list."""
+    return "true_pairs" in entry
 
 
 def _of_group(group: str, of: Mapping[str, Numbers]) -> dict[str, Numbers]:
@@ -94,7 +107,7 @@ def _row(
             }
         )
     counts = {"queries": first.get("queries", ""), "gallery": first.get("gallery", "")}
-    further = {name: share(first.get(name)) for name in ("R@1", "MAP@R")}
+    further = {name: share(first.get(name)) for name in _BESIDE}
     return {"name": name, "metric": metric, "cells": cells, "total": total, "further": further} | counts
 
 
@@ -139,7 +152,7 @@ def counts(name: str, numbers: Numbers) -> str:
     found = [
         f"{value:,} {key.replace('_', ' ')}"
         for key, value in first.items()
-        if isinstance(value, int) and not isinstance(value, bool) and value
+        if isinstance(value, int) and not isinstance(value, bool) and value and len(key) > 1
     ]
     limits = [] if first.get("within_limits", True) else ["outside the limits of the protocol"]
     return " · ".join(found + limits)
@@ -163,19 +176,14 @@ def tiles(numbers: Numbers) -> list[dict[str, str]]:
 
 def _tiles_of(name: str, metric: str, numbers: Numbers) -> list[dict[str, str]]:
     entry = numbers["trained"][name]
-    where = "merged index" if name == "merged" else name
+    merged = len(entry.get("domains", ())) > 1 or len(numbers["trained"]) > 2
+    where = name if name != "merged" else "merged index" if merged else "all queries"
     interval = between(entry.get(f"{metric}_interval"))
     note = f"95 % interval {interval}" if interval else where
     found = [{"name": f"{metric}, {where}", "value": share(entry[metric]), "note": note}]
-    other = next((key for key in ("R@1", "RP90", "ACC", "mAP H") if key in entry and key != metric), None)
+    other = next((key for key in _SECOND if key in entry and key != metric), None)
     if other:
-        notes = {
-            "R@1": "first result is right",
-            "RP90": "recall at precision .9",
-            "ACC": "right, of the known",
-        }
-        note = notes.get(other, where)
-        found.append({"name": f"{other}, {where}", "value": share(entry[other]), "note": note})
+        found.append({"name": f"{other}, {where}", "value": share(entry[other]), "note": _SECOND[other]})
     if "queries" in entry:
         size = f"against {entry.get('gallery', 0):,} images"
         found.append({"name": "queries", "value": f"{entry['queries']:,}", "note": size})
