@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,12 @@ def test_shell_scripts_are_executable_and_stop_at_the_first_error():
     for path in scripts:
         assert path.stat().st_mode & 0o100, f"{path.name} is not executable"
         assert "set -euo pipefail" in path.read_text(), path.name
+
+
+def test_test_files_have_names_of_their_own_so_that_one_run_collects_them_all():
+    names = [path.name for path in tracked() if path.name.startswith("test_")]
+    assert names
+    assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
 def test_the_licence_is_there_and_named_in_the_package():

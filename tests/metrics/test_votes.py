@@ -32,18 +32,18 @@ def test_a_vote_equals_a_dict_of_sums(seed):
     found = votes.vote(labels, weights)
     for q in range(len(labels)):
         label, weight = looped(labels[q].tolist(), weights[q].tolist())
-        assert found.labels[q] == label
-        assert found.weights[q] == pytest.approx(weight, abs=1e-12)
+        assert found.labels[q, 0] == label
+        assert found.scores[q, 0] == pytest.approx(weight, abs=1e-12)
 
 
 def test_of_labels_with_equal_weight_the_nearest_wins():
     found = votes.vote(np.array([[4, 2, 2, 4], [2, 4, 4, 2]]), np.ones((2, 4)))
-    assert found.labels.tolist() == [4, 2] and found.weights.tolist() == [2, 2]
+    assert found.labels.tolist() == [[4], [2]] and found.scores.tolist() == [[2], [2]]
 
 
 def test_nobody_votes_for_nothing():
     found = votes.vote(np.full((2, 3), -1), np.ones((2, 3)))
-    assert found.labels.tolist() == [-1, -1] and found.weights.tolist() == [0, 0]
+    assert found.labels.tolist() == [[-1], [-1]] and found.scores.tolist() == [[0], [0]]
     assert len(votes.vote(np.empty((0, 3), dtype=np.int64), np.empty((0, 3))).labels) == 0
 
 

@@ -22,14 +22,14 @@ def run(cfg: dict[str, Any]) -> None:
     parts = read("embeddings", cfg["embeddings"])
     nothing = read("nothing", cfg["nothing"]) if cfg["nothing"] else None
     views = story.views_of(parts, cfg["weights"], nothing, picture(cfg))
-    truth = story.truth_of(next(iter(parts.values())))
+    asking = next(iter(parts.values()))
     if cfg["fit"]:
-        recogniser.fit(views, truth)
+        recogniser.fit(views, story.truth_of(asking))
         print(f"GAP of what was left out  {max(recogniser.confidence.gaps):.4f}")
         print(f"recognise.confidence.path={recogniser.confidence.save(out)}")
         return
     found = story.predicted(recogniser, views, out)
-    for name, value in story.scored(found, truth).items():
+    for name, value in story.scored(found, asking).items():
         print(f"{name:5} {value:.4f}")
     print(f"predictions {out / story.FILE}")
 

@@ -21,7 +21,13 @@ def evaluate(predicted: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> d
     """
     known = np.asarray(labels) != NOTHING
     correct = (np.asarray(predicted) == labels) & known
-    answered = np.asarray(predicted) != NOTHING
+    return judged(correct, scores, known, np.asarray(predicted) != NOTHING)
+
+
+def judged(
+    correct: np.ndarray, scores: np.ndarray, known: np.ndarray, answered: np.ndarray
+) -> dict[str, float]:
+    """Return GAP, GAP- and ACC; arguments as in `gap`."""
     return {
         "GAP": gap(correct, scores, known, answered=answered),
         "GAP-": gap(correct, scores, known, answered=answered & known),

@@ -1,4 +1,4 @@
-"""Labels by vote of the nearest neighbours. Shapes: Q queries, K neighbours."""
+"""Labels by vote of the nearest neighbours. Shapes: Q queries, K neighbours, T labels kept."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ KS = (10, 20, 100, 200)
 
 
 class Votes(NamedTuple):
-    """`labels` (Q,) int64 that won, -1 where nobody voted; `weights` (Q,) float64 that they got."""
+    """`labels` (Q,T) int64, best first, -1 where fewer were voted for; `scores` (Q,T) float64, then 0."""
 
     labels: np.ndarray
-    weights: np.ndarray
+    scores: np.ndarray
 
 
-def vote(labels: np.ndarray, weights: np.ndarray) -> Votes:
-    """Return the label with the most weight among each query's neighbours.
+def vote(labels: np.ndarray, scores: np.ndarray, top: int = 1) -> Votes:
+    """Return the T = `top` labels of the highest summed score among each query's neighbours, best first.
 
-    `labels` (Q,K) int64 of the neighbours, nearest first, -1 where there is none; `weights` (Q,K). Of labels
-    with equal weight the one met first wins.
+    `labels` (Q,K) int64 of the neighbours, nearest first, -1 where there is none; `scores` (Q,K). Of equal
+    sums the label that is met first is first.
     """
     query, column = np.nonzero(labels >= 0)
-    label = labels[query, column]
-    order = np.lexsort((label, query))  # stable: a label's neighbours stay nearest first
-    query, label, column = query[order], label[order], column[order]
+    found = labels[query, column]
+    order = np.lexsort((found, query))  # stable: a label's neighbours stay nearest first
+    query, found, column = query[order], found[order], column[order]
     begins = np.ones(len(query), dtype=bool)
-    begins[1:] = (query[1:] != query[:-1]) | (label[1:] != label[:-1])
+    begins[1:] = (query[1:] != query[:-1]) | (found[1:] != found[:-1])
     starts = np.flatnonzero(begins)
-    sums = np.add.reduceat(np.asarray(weights, dtype=np.float64)[query, column], starts)
-    return _winners(query[starts], label[starts], column[starts], sums, len(labels))
+    sums = np.add.reduceat(np.asarray(scores, dtype=np.float64)[query, column], starts)
+    query, found, column = query[starts], found[starts], column[starts]
+    return _best(query, found, np.lexsort((column, -sums, query)), sums, (len(labels), top))
 
 
-def _winners(
-    query: np.ndarray, label: np.ndarray, first: np.ndarray, weight: np.ndarray, num_queries: int
+def _best(
+    query: np.ndarray, label: np.ndarray, order: np.ndarray, sums: np.ndarray, shape: tuple[int, int]
 ) -> Votes:
-    """Return each query's best candidate of (V,) by weight, then by the rank `first` at which it is met."""
-    order = np.lexsort((first, -weight, query))
-    best = order[np.diff(query[order], prepend=-1) > 0]
-    won = Votes(np.full(num_queries, -1, dtype=np.int64), np.zeros(num_queries))
-    won.labels[query[best]] = label[best]
-    won.weights[query[best]] = weight[best]
-    return won
+    """Return the first T of each query's candidates (V,), which `order` puts best first within a query."""
+    query, label, sums = query[order], label[order], sums[order]
+    rank = np.arange(len(query)) - np.searchsorted(query, query)
+    kept = rank < shape[1]
+    votes = Votes(np.full(shape, -1, np.int64), np.zeros(shape))
+    votes.labels[query[kept], rank[kept]] = label[kept]
+    votes.scores[query[kept], rank[kept]] = sums[kept]
+    return votes
 
 
 def knn_vote(labels: np.ndarray, similarities: np.ndarray, k: int, *, temperature: float = 0.07) -> Votes:
@@ -67,5 +69,5 @@ def knn_correct(
     the gallery is smaller, give all of it and -1.
     """
     fitting = [k for k in ks if k <= labels.shape[1]]
-    won = {k: knn_vote(labels, similarities, k, temperature=temperature).labels for k in fitting}
+    won = {k: knn_vote(labels, similarities, k, temperature=temperature).labels[:, 0] for k in fitting}
     return {f"kNN@{k}": (won[k] == query_labels).astype(np.float64) for k in fitting}

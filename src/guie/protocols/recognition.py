@@ -11,7 +11,7 @@ import numpy as np
 from guie.errors import UserError
 from guie.metrics import micro
 from guie.metrics.groups import IGNORED, USAGES
-from guie.metrics.recognition import accuracy, gap, ranked_predictions
+from guie.metrics.recognition import judged, ranked_predictions
 from guie.metrics.votes import knn_correct, knn_vote, vote
 from guie.protocols.part import (
     SHOWN,
@@ -28,7 +28,10 @@ from guie.protocols.part import (
     positive,
     top_of,
 )
-from guie.types import Ranking
+from guie.types import Embeddings, Ranking
+
+# The label of a picture that shows nothing known.
+DISTRACTOR = "distractor"
 
 _DRAWS = 200  # of the interval: each one ranks all predictions again
 
@@ -50,7 +53,7 @@ class Recognition(Protocol):
     tuned_on: str | None = None
     ks: Sequence[int] = (1, 2, 3, 5, 7, 10, 15, 20, 50)
     temperatures: Sequence[float] = (1.0, 0.2, 0.1, 0.05, 0.02, 0.01)
-    distractor: str = "distractor"
+    distractor: str = DISTRACTOR
     metric: str = "GAP"
     crops: Sequence[str] = ()
     asks: Sequence[str] = ("query",)
@@ -76,11 +79,11 @@ class Recognition(Protocol):
     def evaluate(self, part: Part) -> Outcome:
         """Return the numbers of one prediction for each query."""
         queries, gallery = part.roles(self.roles[0])
-        queries = queries[_usage(part)[queries] != IGNORED]
+        queries = queries[usage_of(part.embeddings, queries) != IGNORED]
         k, temperature = self._tuned(part, gallery)
         near = _Near.of(part, queries, gallery, k)
         answers = self._answers(part, queries, near, k, temperature)
-        numbers = self._numbers(answers, _usage(part)[queries])
+        numbers = self._numbers(answers, usage_of(part.embeddings, queries))
         numbers |= {"gallery": len(gallery), "k": k, "temperature": temperature}
         return Outcome(numbers, self._table(part, queries, gallery, answers, near.top))
 
@@ -95,56 +98,38 @@ class Recognition(Protocol):
 
     def _answers(
         self, part: Part, rows: np.ndarray, near: _Near, k: int, temperature: float | None
-    ) -> _Predictions:
+    ) -> Judged:
         """Return what the k nearest vote for."""
         if temperature is None:
             won = vote(near.labels[:, :k], np.where(near.labels >= 0, near.scores, 0.0)[:, :k])
         else:
             won = knn_vote(near.labels, near.scores, k, temperature=temperature)
-        texts = np.array([near.names[label] if label >= 0 else "" for label in won.labels], dtype=object)
-        texts[texts == self.distractor] = ""
-        return _Predictions(texts, won.weights, *self._right(part, rows, texts))
-
-    def _right(self, part: Part, queries: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (correct, known), (Q,) bool."""
-        truth = np.asarray(part.embeddings.labels, dtype=object)[queries]
-        known = truth != self.distractor
-        if not known.any():
+        names = np.array([*near.names, ""], dtype=object)  # the last: what -1 stands for
+        found = judge(part.embeddings, rows, names[won.labels[:, 0]], won.scores[:, 0], self.distractor)
+        if not found.known.any():
             raise UserError(
                 f"{part.name}: every query is {self.distractor!r}; accepted: some that show something known"
             )
-        several = part.embeddings.further.get("landmarks")
-        if several is None:
-            return (predicted == truth) & known, known
-        accepted_labels = [text.split() for text in np.asarray(several, dtype=object)[queries]]
-        right = [label in those for label, those in zip(predicted, accepted_labels, strict=True)]
-        return np.array(right, dtype=bool) & known, known
+        return found
 
-    def _numbers(self, answers: _Predictions, usage: np.ndarray) -> Numbers:
-        numbers = answers.numbers()
+    def _numbers(self, answers: Judged, usage: np.ndarray) -> Numbers:
         ranked = ranked_predictions(answers.correct, answers.scores, answers.known, answered=answers.answered)
-        numbers["GAP_interval"] = list(micro.bootstrap_interval(ranked, samples=_DRAWS))
-        for name in USAGES:
-            chosen = usage == name
-            if (chosen & answers.known).any():
-                numbers |= {f"{key} {name}": value for key, value in answers.of(chosen).numbers().items()}
+        numbers: Numbers = {"GAP_interval": list(micro.bootstrap_interval(ranked, samples=_DRAWS))}
+        numbers |= answers.numbers() | answers.by_usage(usage)
         return numbers | {"queries": len(answers.known), "known": int(answers.known.sum())}
 
     def _table(
-        self, part: Part, queries: np.ndarray, gallery: np.ndarray, answers: _Predictions, top: Ranking
+        self, part: Part, queries: np.ndarray, gallery: np.ndarray, answers: Judged, top: Ranking
     ) -> Columns:
-        table = part.described(queries) | {"usage": _usage(part)[queries], "predicted": answers.labels}
+        table = part.described(queries) | {
+            "usage": usage_of(part.embeddings, queries),
+            "predicted": answers.labels,
+        }
         table |= {"prediction_score": answers.scores.astype(np.float64)}
         table["ACC"] = np.where(answers.known, answers.correct, np.nan)
         first_hit = answers.correct.astype(np.int32)
         table |= {"relevant": answers.known.astype(np.int64), "first_hit": first_hit}
         return table | part.shown(top, gallery)
-
-
-def _usage(part: Part) -> np.ndarray:
-    """Return the usage of each row, (N,) str, '' where it has none."""
-    rows = len(part.embeddings.vectors)
-    return np.asarray(part.embeddings.further.get("usage", np.full(rows, "")), dtype=object)
 
 
 class _Near(NamedTuple):
@@ -168,7 +153,7 @@ class _Near(NamedTuple):
         return cls(np.where(near.ids >= 0, labels[gallery][near.ids], -1), near.scores, names, top)
 
 
-class _Predictions(NamedTuple):
+class Judged(NamedTuple):
     """(Q,): predicted `labels` ('' none), their `scores`, whether `correct`, whether the query is `known`."""
 
     labels: np.ndarray
@@ -178,18 +163,51 @@ class _Predictions(NamedTuple):
 
     @property
     def answered(self) -> np.ndarray:
+        """Return which queries have a prediction, (Q,) bool."""
         return self.labels != ""
 
-    def of(self, chosen: np.ndarray) -> _Predictions:
-        return _Predictions(*(column[chosen] for column in self))
-
     def numbers(self) -> Numbers:
-        minus = self.answered & self.known
-        return {
-            "GAP": gap(self.correct, self.scores, self.known, answered=self.answered),
-            "GAP-": gap(self.correct, self.scores, self.known, answered=minus),
-            "ACC": accuracy(self.correct, self.known),
-        }
+        """Return GAP, GAP- and ACC."""
+        return dict(judged(self.correct, self.scores, self.known, self.answered))
+
+    def by_usage(self, usage: np.ndarray) -> Numbers:
+        """Return {"GAP public": ..} of the public and the private part, where there is one; `usage` (Q,)."""
+        numbers: Numbers = {}
+        for name in USAGES:
+            chosen = usage == name
+            if (chosen & self.known).any():
+                part = Judged(*(column[chosen] for column in self))
+                numbers |= {f"{key} {name}": value for key, value in part.numbers().items()}
+        return numbers
+
+
+def judge(
+    embeddings: Embeddings,
+    rows: np.ndarray,
+    predicted: np.ndarray,
+    scores: np.ndarray,
+    distractor: str = DISTRACTOR,
+) -> Judged:
+    """Return whether the labels `predicted` (Q,) for the queries `rows` (Q,) are right; '' is none.
+
+    Of a query with several `landmarks` any one is right; one that shows a `distractor` has none. To predict
+    `distractor` is to predict nothing.
+    """
+    given = np.where(predicted == distractor, "", predicted).astype(object)
+    truth = np.asarray(embeddings.labels, dtype=object)[rows]
+    known = truth != distractor
+    several = embeddings.further.get("landmarks")
+    if several is None:
+        return Judged(given, scores, (given == truth) & known, known)
+    accepted_labels = [text.split() for text in np.asarray(several, dtype=object)[rows]]
+    right = [label in those for label, those in zip(given, accepted_labels, strict=True)]
+    return Judged(given, scores, np.array(right, dtype=bool) & known, known)
+
+
+def usage_of(embeddings: Embeddings, rows: np.ndarray) -> np.ndarray:
+    """Return the usage of the rows (Q,), '' where there is none."""
+    given = embeddings.further.get("usage")
+    return np.full(len(rows), "", dtype=object) if given is None else np.asarray(given, dtype=object)[rows]
 
 
 @dataclass(frozen=True)

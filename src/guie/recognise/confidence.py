@@ -15,8 +15,8 @@ from guie import launch
 from guie.durable import replace_file
 from guie.errors import UserError
 from guie.metrics.recognition import gap
+from guie.metrics.votes import Votes
 from guie.recognise.evidence import Evidence, features
-from guie.recognise.votes import Votes
 
 FORMAT = 1
 FILE = "confidence.json"

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from guie.recognise.votes import Votes, support
+from guie.metrics.votes import Votes
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class Evidence:
     lists: Mapping[str, Neighbours]
     negatives: Mapping[str, np.ndarray] = field(default_factory=dict)
     inliers: np.ndarray | None = None
+
+
+class Support(NamedTuple):
+    """What a list says of some labels, (Q,T) float32 each; 0 where it does not hold the label."""
+
+    total: np.ndarray
+    highest: np.ndarray
+    mean: np.ndarray
 
 
 def features(evidence: Evidence) -> dict[str, np.ndarray]:
@@ -81,3 +90,16 @@ def _of_same_label(labels: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarr
     highest = np.full(len(count), -np.inf)
     np.maximum.at(highest, group, scores)
     return {"same label mean": mean, "same label highest": highest[group], "same label deviation": deviation}
+
+
+def support(labels: np.ndarray, scores: np.ndarray, candidates: np.ndarray) -> Support:
+    """Return what neighbours (Q,K) of `labels` with `scores` say of the `candidates` (Q,T)."""
+    same = (labels[:, None, :] == candidates[:, :, None]) & (candidates >= 0)[:, :, None]
+    given = np.where(same, scores[:, None, :], 0).astype(np.float32)
+    total, count = given.sum(axis=2), same.sum(axis=2)
+    highest = np.where(same, scores[:, None, :], -np.inf).max(axis=2, initial=-np.inf)
+    return Support(
+        total,
+        np.where(count > 0, highest, 0).astype(np.float32),
+        (total / np.maximum(count, 1)).astype(np.float32),
+    )

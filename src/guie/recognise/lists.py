@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from guie.recognise.votes import label_votes
+from guie.metrics.votes import vote
 from guie.types import Ranking
 
 Similarity = Literal["cosine", "squared_l2"]
@@ -27,6 +27,6 @@ def merged(rankings: Sequence[Ranking], weights: Sequence[float], k: int) -> Ran
     weighed = [one.scores * np.float32(weight) for one, weight in zip(rankings, weights, strict=True)]
     order = np.argsort(ids, axis=1, kind="stable")
     by_position = np.take_along_axis(np.concatenate(weighed, axis=1), order, axis=1)
-    best = label_votes(np.take_along_axis(ids, order, axis=1), by_position, top=k)
+    best = vote(np.take_along_axis(ids, order, axis=1), by_position, top=k)
     scores = np.where(best.labels < 0, -np.inf, best.scores).astype(np.float32)
     return Ranking(best.labels.astype(np.int32), scores)

@@ -14,10 +14,10 @@ import numpy as np
 
 from guie.errors import UserError
 from guie.local.fusion import inlier_score, ordered
-from guie.recognise.evidence import Evidence, Neighbours
+from guie.metrics.votes import vote
+from guie.recognise.evidence import Evidence, Neighbours, support
 from guie.recognise.lists import Similarity, merged, similarities
 from guie.recognise.nothing import ban_frequent
-from guie.recognise.votes import label_votes, support
 from guie.search.exact import Exact
 from guie.types import Ranking, Search, Side
 
@@ -86,7 +86,7 @@ class Recogniser:
         if self.ban_above is not None:
             scores = ban_frequent(labels, scores, self.ban_above)
         names = np.append(names, "")  # the last: what -1 stands for
-        return Predictions(_files(views), names[labels], scores)
+        return Predictions(_files(views), names[labels], scores.astype(np.float32))
 
     def fit(self, views: Mapping[str, View], truth: np.ndarray) -> None:
         """Train `confidence` on queries of label `truth` (Q,) str; one the gallery lacks: nothing known."""
@@ -105,7 +105,7 @@ class Recogniser:
         whole = merged([found[name] for name in weighed], list(weighed.values()), self.neighbours)
         confirmed = self._confirmed(whole, first)
         ranked = ordered(whole.ids, whole.scores + confirmed)
-        votes = label_votes(_labels(numbers, ranked.ids), ranked.scores, self.labels)
+        votes = vote(_labels(numbers, ranked.ids), ranked.scores, self.labels)
         lists = {name: Neighbours(_labels(numbers, one.ids), one.scores) for name, one in found.items()}
         inliers = support(_labels(numbers, whole.ids), confirmed, votes.labels).total
         return Evidence(votes, lists, self._negatives(views), inliers if self.local else None), names

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from guie.errors import UserError
+from guie.metrics.votes import vote
 from guie.postprocess.step import Kind, Stage, Step
-from guie.recognise.votes import label_votes
 from guie.search.exact import knn
 from guie.types import Index, Ranking, Side
 
@@ -73,8 +73,8 @@ class SortInsert(Step):
         bank = self._state
         near = knn(vectors, bank["vectors"], self.neighbours)
         labels = np.where(near.ids >= 0, bank["labels"][near.ids], -1)
-        votes = label_votes(labels, near.scores, top=1)
-        return Recognised(votes.labels[:, 0], votes.scores[:, 0] / np.float32(self.neighbours))
+        won = vote(labels, near.scores)
+        return Recognised(won.labels[:, 0], (won.scores[:, 0] / self.neighbours).astype(np.float32))
 
 
 def sort_and_insert(

@@ -9,18 +9,19 @@ import csv
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from guie.durable import replace_file
 from guie.errors import UserError
-from guie.metrics.recognition import accuracy, gap
+from guie.metrics.groups import IGNORED
+from guie.protocols.recognition import DISTRACTOR, judge, usage_of
 from guie.recognise.pipeline import Predictions, Recogniser, View
 from guie.types import Embeddings, Side
 
 FILE = "predictions.csv"
 COLUMNS = ("file", "label", "score")
-DISTRACTOR = "distractor"  # the label of queries that show nothing known
 
 Picture = Callable[[str], bytes]
 
@@ -73,8 +74,12 @@ def truth_of(part: Embeddings) -> np.ndarray:
 
 
 def predicted(recogniser: Recogniser, views: Mapping[str, View], out: Path) -> Predictions:
-    """Return the predictions, and write them to `out`/predictions.csv: file, label ("" for none), score."""
+    """Return the predictions, and write them to `out`/predictions.csv: file, label ("" for none), score.
+
+    Where the gallery's distractors win there is none.
+    """
     found = recogniser.predict(views)
+    found = found._replace(labels=np.where(found.labels == DISTRACTOR, "", found.labels).astype(object))
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(COLUMNS)
@@ -84,14 +89,13 @@ def predicted(recogniser: Recogniser, views: Mapping[str, View], out: Path) -> P
     return found
 
 
-def scored(found: Predictions, truth: np.ndarray) -> dict[str, float]:
-    """Return GAP, GAP- and ACC against `truth` (Q,) str; empty where every query is a distractor."""
-    known, answered = truth != DISTRACTOR, found.labels != ""
-    if not known.any():
-        return {}
-    correct = (found.labels == truth) & known
-    return {
-        "GAP": gap(correct, found.scores, known, answered=answered),
-        "GAP-": gap(correct, found.scores, known, answered=answered & known),
-        "ACC": accuracy(correct, known),
-    }
+def scored(found: Predictions, part: Embeddings) -> dict[str, Any]:
+    """Return GAP, GAP- and ACC as protocol `recognition` has them, of the rows that ask; ignored ones apart.
+
+    Empty where none of them shows anything known.
+    """
+    rows = np.flatnonzero(np.asarray(part.splits, dtype=str) == "query")
+    usage = usage_of(part, rows)
+    counts = usage != IGNORED
+    judged = judge(part, rows[counts], found.labels[counts], found.scores[counts])
+    return judged.numbers() | judged.by_usage(usage[counts]) if judged.known.any() else {}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from guie.metrics.votes import vote
+from guie.recognise.evidence import support
 from guie.recognise.lists import merged, similarities
 from guie.recognise.nothing import Penalty, ban_frequent
-from guie.recognise.votes import label_votes, support
 from guie.types import Ranking
 
 
@@ -24,7 +24,7 @@ def lists(seed, queries=40, k=10, labels=6):
 @pytest.mark.parametrize("top", [1, 3, 9])
 def test_votes_are_the_sums_of_a_slow_loop_and_equal_ones_go_to_who_is_met_first(top):
     labels, scores = lists(0)
-    got = label_votes(labels, scores, top)
+    got = vote(labels, scores, top)
     for q in range(len(labels)):
         sums = defaultdict(float)
         for label, score in zip(labels[q], scores[q], strict=True):
@@ -36,16 +36,10 @@ def test_votes_are_the_sums_of_a_slow_loop_and_equal_ones_go_to_who_is_met_first
         assert (got.scores[q][len(expected) :] == 0).all()
 
 
-def test_the_first_label_is_that_of_the_metric_s_vote():
-    labels, scores = lists(1)
-    weights = np.where(labels < 0, 0, scores)
-    np.testing.assert_array_equal(label_votes(labels, weights, 1).labels[:, 0], vote(labels, weights).labels)
-
-
 def test_votes_of_nobody_are_empty():
-    got = label_votes(np.full((2, 4), -1), np.full((2, 4), -np.inf), 3)
+    got = vote(np.full((2, 4), -1), np.full((2, 4), -np.inf), 3)
     assert got.labels.tolist() == [[-1] * 3] * 2 and not got.scores.any()
-    assert label_votes(np.empty((0, 4), np.int64), np.empty((0, 4)), 3).labels.shape == (0, 3)
+    assert vote(np.empty((0, 4), np.int64), np.empty((0, 4)), 3).labels.shape == (0, 3)
 
 
 def test_the_support_of_a_label_is_sum_highest_and_mean_of_its_neighbours():

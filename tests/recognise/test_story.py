@@ -1,0 +1,52 @@
+"""What guie-recognise makes of saved embeddings: its numbers are those of the protocol."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from guie.evaluate import evaluate
+from guie.protocols.recognition import Recognition
+from guie.recognise import story
+from guie.recognise.pipeline import Recogniser
+from guie.types import Embeddings
+
+QUERIES, INDEX = 40, 30
+
+
+@pytest.fixture
+def part():
+    """Return queries with several landmarks, distractors and ignored ones among them."""
+    r = np.random.default_rng(0)
+    index = r.choice([*"12345", "distractor"], INDEX)
+    asked = r.choice(list("12345"), (QUERIES, 2)).astype(object)
+    asked[::5] = "distractor"
+    further = {
+        "landmarks": ["" if first == "distractor" else f"{first} {second}" for first, second in asked],
+        "usage": r.choice(["public", "private", "ignored"], QUERIES),
+    }
+    rows = QUERIES + INDEX
+    return Embeddings(
+        r.standard_normal((rows, 8)).astype(np.float32),
+        files=np.array([f"{i}.jpg" for i in range(rows)], dtype=object),
+        labels=np.array([*asked[:, 0], *index], dtype=object),
+        domains=np.full(rows, "", dtype=object),
+        splits=np.array(["query"] * QUERIES + ["index"] * INDEX, dtype=object),
+        space_id="s",
+        further={name: np.array([*column, *[""] * INDEX], dtype=object) for name, column in further.items()},
+    )
+
+
+def test_numbers_are_those_of_the_protocol(part, tmp_path):
+    expected = evaluate(part, Recognition(k=3)).metrics["data"]
+    found = story.predicted(Recogniser(neighbours=3), story.views_of({"all": part}), tmp_path)
+    numbers = story.scored(found, part)
+    assert numbers.keys() >= {"GAP", "GAP-", "ACC", "GAP public", "ACC private"}
+    assert numbers == pytest.approx({name: expected[name] for name in numbers}, rel=1e-6)
+
+
+def test_where_the_gallery_s_distractors_win_nothing_is_predicted(part, tmp_path):
+    story.predicted(Recogniser(neighbours=1), story.views_of({"all": part}), tmp_path)
+    with (tmp_path / story.FILE).open() as file:
+        labels = {row["label"] for row in csv.DictReader(file)}
+    assert labels <= {"", *"12345"} and "" in labels
