@@ -57,10 +57,11 @@ def test_confused_classes_are_counted_as_a_loop_over_queries_counts_them(tmp_pat
         own = queries["label"][row]
         for other in set(queries["top_labels"][row]) - {own}:
             wrong[tuple(sorted((own, other)))] += 1
-    found = confused(queries, BY_LABEL)
+    found = confused(queries, BY_LABEL, most=1000)
     assert {one.labels: one.wrong for one in found} == wrong
     assert [one.wrong for one in found] == sorted(wrong.values(), reverse=True)
     first = found[0]
+    assert confused(queries, BY_LABEL) == found[:12]
     assert first.asked == sum(asked[label] for label in first.labels)
     row, place = first.example
     assert {queries["label"][row], queries["top_labels"][row][place]} == set(first.labels)

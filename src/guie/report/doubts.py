@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +37,7 @@ def doubts(queries: Queries, album: Album, judge: Judge) -> list[dict[str, Any]]
         {
             "title": "Classes taken for each other",
             "note": "How many queries of both classes have the other among the first results that count.",
-            "cases": [_confused_case(queries, one, album) for one in confused(queries, judge)[:PAIRS]],
+            "cases": [_confused_case(queries, one, album) for one in confused(queries, judge)],
         },
         {
             "title": "Suspected label errors",
@@ -58,52 +57,86 @@ def doubts(queries: Queries, album: Album, judge: Judge) -> list[dict[str, Any]]
     return [gallery | {"paired": i != 1} for i, gallery in enumerate(found) if gallery["cases"]]
 
 
-def _rows(queries: Queries, judge: Judge) -> Iterator[int]:
-    """Yield the queries of data sets where labels decide, that have something to find."""
-    right = np.isin(queries["dataset"], list(judge.labels)) & (queries["relevant"] > 0)
-    yield from np.flatnonzero(right).tolist()
+class Coded(NamedTuple):
+    """Queries (R) of data sets where labels decide, that have something to find: `rows`; `own` (R,) and
+    `others` (R,K) label codes, -1 where there is no result; `scores` (R,K); `names` of the codes."""
+
+    rows: np.ndarray
+    own: np.ndarray
+    others: np.ndarray
+    scores: np.ndarray
+    names: list[str]
 
 
-def confused(queries: Queries, judge: Judge) -> list[Confused]:
-    """Return the pairs of classes by how many of their queries find the other one, most first.
+def coded(queries: Queries, judge: Judge) -> Coded:
+    """Return the labels of queries and of their first results as numbers."""
+    rows = np.flatnonzero(np.isin(queries["dataset"], list(judge.labels)) & (queries["relevant"] > 0))
+    names: dict[str, int] = {}
+    own = np.array([names.setdefault(label, len(names)) for label in queries["label"][rows]], dtype=np.int64)
+    others = np.full((len(rows), SHOWN), -1, dtype=np.int64)
+    scores = np.full((len(rows), SHOWN), -np.inf)
+    for place, row in enumerate(rows.tolist()):
+        labels = [names.setdefault(label, len(names)) for label in queries["top_labels"][row][:SHOWN]]
+        others[place, : len(labels)] = labels
+        scores[place, : len(labels)] = queries["top_scores"][row][:SHOWN]
+    return Coded(rows, own, others, scores, list(names))
+
+
+def confused(queries: Queries, judge: Judge, most: int = PAIRS) -> list[Confused]:
+    """Return `most` pairs of classes by how many of their queries find the other one.
 
     A result counts where a right one was possible: up to the query's number of relevant pictures.
     """
-    asked: Counter[tuple[str, str]] = Counter()
-    wrong: Counter[tuple[str, str, str]] = Counter()
-    examples: dict[tuple[str, str, str], tuple[float, int, int]] = {}
-    for row in _rows(queries, judge):
-        dataset, label = queries["dataset"][row], queries["label"][row]
-        asked[dataset, label] += 1
-        counted = queries.results(row)[: min(SHOWN, queries["relevant"][row])]
-        seen: set[str] = {label}
-        for place, (_, other, score) in enumerate(counted):
-            if other in seen:
-                continue
-            seen.add(other)
-            key = (dataset, *sorted((label, other)))
-            wrong[key] += 1
-            examples[key] = max(examples.get(key, (-np.inf, 0, 0)), (score, -row, -place))
-    found = []
-    for key, count in wrong.items():
-        dataset, first, second = key
-        total = asked[dataset, first] + asked[dataset, second]
-        example = -examples[key][1], -examples[key][2]
-        found.append(Confused(dataset, (first, second), count, total, example))
-    return sorted(found, key=lambda one: (-one.wrong, one.asked, one.labels))
+    found = coded(queries, judge)
+    row, place = np.nonzero(_wrong(found, queries["relevant"][found.rows]))
+    if not len(row):
+        return []
+    datasets, where = _codes(queries["dataset"][found.rows])
+    total = len(found.names)
+    ends = found.own[row], found.others[row, place]
+    key = (where[row] * total + np.minimum(*ends)) * total + np.maximum(*ends)
+    order = np.lexsort((-found.scores[row, place], key))
+    starts = np.flatnonzero(np.diff(key[order], prepend=-1))
+    wrong = np.diff(starts, append=len(order))
+    asked = np.bincount(where * total + found.own, minlength=len(datasets) * total)
+    both = [asked[where[row] * total + end][order[starts]] for end in ends]
+    pairs = []
+    for one in np.lexsort((starts, both[0] + both[1], -wrong))[:most].tolist():
+        example = order[starts[one]]
+        low, high = divmod(int(key[example]) % total**2, total)
+        first, second = sorted((found.names[low], found.names[high]))
+        at = int(found.rows[row[example]]), int(place[example])
+        count = int(wrong[one]), int(both[0][one] + both[1][one])
+        pairs.append(Confused(datasets[where[row[example]]], (first, second), *count, at))
+    return pairs
+
+
+def _wrong(found: Coded, relevant: np.ndarray) -> np.ndarray:
+    """Return which results (R,K) are of another class, the first of each, where a right one could be."""
+    others = found.others
+    wrong = (others >= 0) & (others != found.own[:, None]) & (np.arange(SHOWN) < relevant[:, None])
+    for later in range(1, SHOWN):
+        wrong[:, later] &= ~(others[:, :later] == others[:, later : later + 1]).any(axis=1)
+    return wrong
+
+
+def _codes(words: np.ndarray) -> tuple[list[str], np.ndarray]:
+    names: dict[str, int] = {}
+    found = [names.setdefault(word, len(names)) for word in words.tolist()]
+    return list(names), np.array(found, dtype=np.int64)
 
 
 def mislabelled(queries: Queries, judge: Judge) -> list[int]:
     """Return queries whose neighbours agree on one other label, the most similar neighbours first."""
-    found = []
-    for row in _rows(queries, judge):
-        results = queries.results(row)
-        label, count = Counter(label for _, label, _ in results).most_common(1)[0] if results else ("", 0)
-        own = any(other == queries["label"][row] for _, other, _ in results)
-        if count >= AGREEING and not own and label:
-            similar = float(np.mean([score for _, other, score in results if other == label]))
-            found.append((-similar, row))
-    return [row for _, row in sorted(found)]
+    found = coded(queries, judge)
+    others = found.others
+    agreeing = (others[:, :, None] == others[:, None, :]) & (others >= 0)[:, None, :]
+    best = agreeing.sum(axis=2).argmax(axis=1)
+    agree = agreeing[np.arange(len(best)), best]
+    enough = (agree.sum(axis=1) >= AGREEING) & ~(others == found.own[:, None]).any(axis=1)
+    similar = np.where(agree, found.scores, 0.0).sum(axis=1) / np.maximum(1, agree.sum(axis=1))
+    chosen = np.flatnonzero(enough)
+    return [int(row) for row in found.rows[chosen[np.argsort(-similar[chosen], kind="stable")]]]
 
 
 def alike(queries: Queries) -> list[tuple[int, int]]:
@@ -114,11 +147,12 @@ def alike(queries: Queries) -> list[tuple[int, int]]:
     if max((scores[0] for scores in queries["top_scores"] if scores), default=0.0) > 1.001:
         return []
     found: dict[tuple[str, str, str], tuple[float, int, int]] = {}
-    for row in range(len(queries)):
-        for place, (file, _, score) in enumerate(queries.results(row)):
-            if score >= ALIKE and file != queries["file"][row]:
-                key = (queries["dataset"][row], *sorted((file, queries["file"][row])))
-                found.setdefault(key, (-score, row, place))
+    for row, scores in enumerate(queries["top_scores"]):
+        for place in (place for place, score in enumerate(scores) if score >= ALIKE):
+            dataset, file, other = _files(queries, row, place)
+            if other != file:
+                key = dataset, min(file, other), max(file, other)
+                found.setdefault(key, (-scores[place], row, place))
     return [(row, place) for _, row, place in sorted(found.values())]
 
 
@@ -138,7 +172,7 @@ def _twice(queries: Queries, album: Album) -> list[tuple[int, int, str]]:
 
 
 def _files(queries: Queries, row: int, place: int) -> tuple[str, str, str]:
-    return queries["dataset"][row], queries["file"][row], queries.results(row)[place][0]
+    return queries["dataset"][row], queries["file"][row], queries["top_files"][row][place]
 
 
 def _one_label(queries: Queries, row: int, place: int) -> bool:
