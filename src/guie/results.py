@@ -112,7 +112,7 @@ def _picture_reader(sets: Mapping[str, Manifest]) -> Callable[[str, str], bytes 
     def read(name: str, file: str) -> bytes | None:
         path, _, entry = file.partition("#")
         try:
-            return sets[name].picture(path, entry or None)
+            return sets[name.partition("+")[0]].picture(path, entry or None)
         except (BadImage, OSError, KeyError):
             return None
 

@@ -15,6 +15,8 @@ from guie.protocols.recognition import KNN, Recognition
 from guie.protocols.retrieval import Retrieval
 from guie.protocols.self_in import SelfIn
 from guie.protocols.several import Several
+from guie.report.folder import read_queries
+from guie.report.galleries import judge
 from guie.report.page import write_report
 from guie.types import Pairs
 
@@ -51,9 +53,19 @@ def unknown_too():
     return replace(found, labels=labels)
 
 
+def several_labels():
+    """Return pictures of which one in four shows a second class, too."""
+    found = made_up(noise=1.5)
+    classes = np.arange(120) // 6
+    ids = [f"{c} {(c + 10) % 20}" if i % 4 == 0 else f"{c}" for i, c in enumerate(classes.tolist())]
+    labels = np.array([f"x/{c}" for c in classes])
+    return replace(found, labels=labels, further={"class_ids": np.array(ids, dtype=object)})
+
+
 KINDS = {
     "retrieval": (Retrieval(metric="R@1"), queries_and_index()),
     "cross_domain": (Retrieval(match_domain=True, mean_of_domains=True, metric="mMP@5"), made_up(noise=2)),
+    "several_labels": (Retrieval(), several_labels()),
     "self_in": (SelfIn(), made_up(noise=2)),
     "stated": (Stated(map_k=10, metric="mAP@10"), queries_and_index(stated=True)),
     "revisited": (Revisited(), queries_and_index(stated=True)),
@@ -81,7 +93,24 @@ def test_every_kind_of_protocol_has_a_report(kind, tmp_path):
     for title in ("precision by recall", "similarity of pairs", "Worst queries", "Best queries"):
         assert title in text
     assert 'class="hit"' in text and 'class="miss"' in text
-    assert ("Classes taken for each other" in text) == (found.truth is None)
+    assert ("Classes taken for each other" in text) == (found.truth is None and not found.further)
     # The same files, read again where the embeddings are not at hand: the pairs' curves are left out.
     again = write_report(tmp_path, read_picture=png).read_text()
     assert "precision by recall" not in again and "Worst queries" in again
+
+
+def test_a_result_that_shares_any_of_several_labels_is_right(tmp_path):
+    found = several_labels()
+    evaluation = evaluate({"toy": found})
+    evaluation.write_queries(tmp_path / "queries.parquet")
+    numbers = {"trained": evaluation.metrics, "protocols": evaluation.protocols}
+    queries = read_queries(tmp_path / "queries.parquet", numbers)
+    judging = judge(queries, numbers, {"toy": found})
+    for row in range(len(queries)):
+        kinds = judging.kinds(queries, row)
+        first = kinds.index("hit") + 1 if "hit" in kinds else 0
+        assert first == (queries["first_hit"][row] if queries["first_hit"][row] <= 5 else 0)
+    assert (
+        evaluation.metrics["toy"]["mP@5"]
+        != evaluate({"toy": replace(found, further={})}).metrics["toy"]["mP@5"]
+    )

@@ -11,7 +11,7 @@ import numpy as np
 from guie.report.album import Album
 from guie.report.folder import Queries
 from guie.report.numbers import Numbers, main_metric, share
-from guie.types import Embeddings
+from guie.types import Embeddings, Pairs
 
 CASES = 12
 SHOWN = 5
@@ -25,13 +25,15 @@ Case = dict[str, Any]
 class Judge:
     """Tells which results of a query are right.
 
-    `labels`: data sets where equal labels are; `right`: of others {query: its right items}, as far as known;
+    `labels`: data sets where equal labels are; `ids`: where any common label is, {file: its labels}; `right`:
+    of others {query: its right items}, as far as known;
     `late`: where a result before the first hit is wrong, whatever its label; `votes`: where results vote, so
     that none is beyond the relevant ones.
     """
 
     labels: frozenset[str]
     right: Mapping[str, Mapping[str, set[str]]] = field(default_factory=dict)
+    ids: Mapping[str, Mapping[str, set[str]]] = field(default_factory=dict)
     late: frozenset[str] = frozenset()
     votes: frozenset[str] = frozenset()
 
@@ -54,28 +56,60 @@ class Judge:
         """Return whether an item (file, label) is right for a query (file, label), None where unknown."""
         if dataset in self.labels:
             return query[1] == item[1]
+        if dataset in self.ids:
+            ids = self.ids[dataset]
+            return bool(ids.get(query[0], set()) & ids.get(item[0], set()))
         stated = self.right.get(dataset)
         return None if stated is None else item[0] in stated.get(query[0], ())
 
 
 def judge(queries: Queries, numbers: Numbers, found: Mapping[str, Embeddings]) -> Judge:
-    """Return who tells right from wrong; where pairs are stated, as the embeddings `found` hold them."""
+    """Return who tells right from wrong; where pairs or several labels are stated, as `found` holds them."""
+    protocols = numbers.get("protocols", {})
+    labels, right, ids = set(), {}, {}
+    for name in set(queries["dataset"].tolist()):
+        part = found.get(name)
+        stated = protocols.get(name, {}).get("kind") in _STATED
+        if part is not None and part.truth is not None and stated:
+            right[name] = _right_items(part.truth)
+        elif part is not None and (several := _several(part)):
+            ids[name] = several
+        elif part is not None or not stated:
+            labels.add(name)
+    late, votes = (
+        frozenset(name for name, one in protocols.items() if one.get(key) == value)
+        for key, value in (("match_domain", True), ("kind", "Recognition"))
+    )
+    return Judge(frozenset(labels), right, ids, late, votes)
+
+
+def _right_items(truth: Pairs) -> dict[str, set[str]]:
     from guie.protocols.pairs import RIGHT
 
-    protocols, labels, right = numbers.get("protocols", {}), set(), {}
-    for name in set(queries["dataset"].tolist()):
-        truth = found[name].truth if name in found else None
-        if protocols.get(name, {}).get("kind") not in _STATED or (name in found and truth is None):
-            labels.add(name)
-        elif truth is not None:
-            items: dict[str, set[str]] = {}
-            for query, item, relation in zip(truth.query, truth.item, truth.relation, strict=True):
-                if relation in RIGHT:
-                    items.setdefault(query, set()).add(item)
-            right[name] = items
-    late = frozenset(name for name, one in protocols.items() if one.get("match_domain"))
-    votes = frozenset(name for name, one in protocols.items() if one.get("kind") == "Recognition")
-    return Judge(frozenset(labels), right, late, votes)
+    items: dict[str, set[str]] = {}
+    for query, item, relation in zip(truth.query, truth.item, truth.relation, strict=True):
+        if relation in RIGHT:
+            items.setdefault(query, set()).add(item)
+    return items
+
+
+def _several(part: Embeddings) -> dict[str, set[str]]:
+    """Return {file: its labels} where some picture has several, else nothing.
+
+    Of `class_ids` the numbers after the first stand for labels that begin as the picture's own.
+    """
+    for column in ("class_ids", "landmarks"):
+        texts = part.further.get(column)
+        if texts is None or not any(" " in text for text in texts):
+            continue
+        rows = zip(part.files.tolist(), texts.tolist(), part.labels.tolist(), strict=True)
+        if column == "landmarks":
+            return {file: set(text.split()) or {label} for file, text, label in rows}
+        return {
+            file: {label, *(f"{label.rpartition('/')[0]}/{number}" for number in text.split()[1:])}
+            for file, text, label in rows
+        }
+    return {}
 
 
 def galleries(queries: Queries, album: Album, judge: Judge, numbers: Numbers) -> list[dict[str, Any]]:
