@@ -119,3 +119,22 @@ def test_the_terminal_table_has_a_row_per_domain_and_system(run):
     text = console.file.getvalue()
     for word in ("food & drink", "art", "all, merged", "trained", "colours", "120"):
         assert word in text
+
+
+def luminance(colour):
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+
+def test_every_colour_of_text_can_be_read_by_day_and_by_night(run):
+    style = write_report(run).read_text().split("</style>")[0]
+    themes = [
+        dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root {[^}]*}", style)
+    ]
+    assert len(themes) == 2 and themes[0].keys() == themes[1].keys()
+    for theme in themes:
+        for name in theme.keys() - {"page", "card", "line"}:
+            for ground in ("page", "card"):
+                dark, light = sorted((luminance(theme[name]), luminance(theme[ground])))
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, f"--{name} on --{ground}"
