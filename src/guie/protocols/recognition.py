@@ -30,9 +30,6 @@ from guie.protocols.part import (
 )
 from guie.types import Embeddings, Ranking
 
-# The label of a picture that shows nothing known.
-DISTRACTOR = "distractor"
-
 _DRAWS = 200  # of the interval: each one ranks all predictions again
 
 
@@ -53,7 +50,7 @@ class Recognition(Protocol):
     tuned_on: str | None = None
     ks: Sequence[int] = (1, 2, 3, 5, 7, 10, 15, 20, 50)
     temperatures: Sequence[float] = (1.0, 0.2, 0.1, 0.05, 0.02, 0.01)
-    distractor: str = DISTRACTOR
+    distractor: str = "distractor"
     metric: str = "GAP"
     crops: Sequence[str] = ()
     asks: Sequence[str] = ("query",)
@@ -186,7 +183,7 @@ def judge(
     rows: np.ndarray,
     predicted: np.ndarray,
     scores: np.ndarray,
-    distractor: str = DISTRACTOR,
+    distractor: str = Recognition.distractor,
 ) -> Judged:
     """Return whether the labels `predicted` (Q,) for the queries `rows` (Q,) are right; '' is none.
 

@@ -16,7 +16,7 @@ import numpy as np
 from guie.durable import replace_file
 from guie.errors import UserError
 from guie.metrics.groups import IGNORED
-from guie.protocols.recognition import DISTRACTOR, judge, usage_of
+from guie.protocols.recognition import Recognition, judge, usage_of
 from guie.recognise.pipeline import Predictions, Recogniser, View
 from guie.types import Embeddings, Side
 
@@ -79,7 +79,9 @@ def predicted(recogniser: Recogniser, views: Mapping[str, View], out: Path) -> P
     Where the gallery's distractors win there is none.
     """
     found = recogniser.predict(views)
-    found = found._replace(labels=np.where(found.labels == DISTRACTOR, "", found.labels).astype(object))
+    found = found._replace(
+        labels=np.where(found.labels == Recognition.distractor, "", found.labels).astype(object)
+    )
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(COLUMNS)
