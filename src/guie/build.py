@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -150,12 +150,32 @@ def signature(target: str) -> tuple[Parameter, ...]:
         spec = None
     if spec is None or spec.origin is None:
         raise UserError(f"_target_: '{target}': there is no module '{module_name}'")
-    for node in ast.parse(Path(spec.origin).read_text()).body:
+    module = ast.parse(Path(spec.origin).read_text())
+    for node in module.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            return _function_parameters(node, skip_self=False)
+            return _spelled_out(_function_parameters(node, skip_self=False), module)
         if isinstance(node, ast.ClassDef) and node.name == name:
-            return _class_parameters(node)
+            return _spelled_out(_class_parameters(node), module)
     raise UserError(f"_target_: '{target}': '{module_name}' defines no class or function '{name}'")
+
+
+def _spelled_out(parameters: tuple[Parameter, ...], module: ast.Module) -> tuple[Parameter, ...]:
+    """Return the parameters, an annotation that is a name for Literal[...] replaced by what it stands for."""
+    known = _literals(module)
+    written = {p.annotation for p in parameters}
+    for node in module.body:
+        if isinstance(node, ast.ImportFrom) and written & {alias.name for alias in node.names}:
+            name = node.module or ""
+            spec = importlib.util.find_spec(name) if name.startswith("guie.") else None
+            known |= _literals(ast.parse(Path(spec.origin).read_text())) if spec and spec.origin else {}
+    return tuple(replace(p, annotation=known.get(p.annotation, p.annotation)) for p in parameters)
+
+
+def _literals(module: ast.Module) -> dict[str, str]:
+    """Return {name: "Literal[...]"} of what a module names so."""
+    named = [node for node in module.body if isinstance(node, ast.Assign)]
+    texts = {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in named}
+    return {name: text for name, text in texts.items() if text.startswith("Literal[")}
 
 
 def _class_parameters(node: ast.ClassDef) -> tuple[Parameter, ...]:

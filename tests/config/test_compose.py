@@ -192,3 +192,22 @@ def test_nothing_is_written_by_looking(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     console("train", "--cfg", "job")
     assert list(Path(tmp_path).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command, words, accepted",
+    [
+        ("recognise", ["recognise.similarity=cosin"], "cosine, squared_l2"),
+        (
+            "eval",
+            ["+postprocess=local_disk", "postprocess.local_disk.matcher.network=x"],
+            "disk, aliked, loftr",
+        ),
+        ("recognise", ["recognise=system_e0", "recognise.local.geometry.model=x"], "homography, affine"),
+    ],
+)
+def test_a_choice_is_checked_where_its_type_is_a_name_of_this_or_of_another_module(command, words, accepted):
+    with pytest.raises(
+        UserError, match=rf"^{words[-1].partition('=')[0]}: '.*' is not known; accepted: {accepted}$"
+    ):
+        composed(command, words)
