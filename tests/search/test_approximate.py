@@ -88,8 +88,16 @@ def test_without_faiss_the_cure_is_named(search, monkeypatch):
 
 
 def test_what_a_search_does_not_take_is_refused():
-    with pytest.raises(UserError, match=r"search.check_every: 0; accepted: 1"):
-        HNSW(check_every=0)
+    for make, name, value, least in (
+        (HNSW, "check_every", 0, 1),
+        (HNSW, "links", 1, 2),
+        (HNSW, "depth", 0, 1),
+        (HNSW, "build_depth", -1, 1),
+        (IVF, "probes", 0, 1),
+        (IVF, "lists", -1, 1),
+    ):
+        with pytest.raises(UserError, match=rf"search.{name}: {value}; accepted: {least} or more"):
+            make(**{name: value})
     with pytest.raises(UserError, match=r"search.device: 'tpu'; accepted: cpu, cuda"):
         IVF(device="tpu")
     with pytest.raises(UserError, match=r"search.device: 'cuda' needs a GPU and faiss built for it"):

@@ -1,5 +1,7 @@
 """Exact search against a full sort in float64, with ties, self-exclusion and small galleries."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -135,6 +137,19 @@ def test_a_gpu_is_asked_for_only_where_there_is_one():
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"'cuda', but torch finds no GPU; accepted here: cpu"):
             exact.Exact(device="cuda").index(Side(near_ties(3, 4, 0)))
+
+
+def test_a_whole_gallery_is_ranked_without_a_copy_of_its_vectors():
+    gallery = near_ties(30_000, 64, 0)
+    index = exact.Exact(memory_mib=1).index(Side(gallery))
+    index.search(Side(gallery[:1]), 10)
+    tracemalloc.start()
+    ranking = index.search(Side(gallery[:2]), len(gallery))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < gallery.nbytes
+    sums = np.einsum("nd,d->n", gallery, gallery[1])
+    np.testing.assert_array_equal(ranking.scores[1], -np.sort(-sums))
 
 
 def test_the_memory_budget_sets_the_tile():

@@ -23,8 +23,7 @@ class Recall:
     """How much of the exact result was found, on one query in `every`, over all indexes that count here."""
 
     def __init__(self, every: int):
-        if every < 1:
-            raise UserError(f"search.check_every: {every}; accepted: 1 (every query) or more")
+        _at_least("check_every", every)
         self._every, self._seen = every, 0
         self._counts: dict[int, np.ndarray] = {}
 
@@ -68,6 +67,8 @@ class IVF:
         memory_mib: float = 16,
         device: Literal["cpu", "cuda"] = "cpu",
     ):
+        _at_least("probes", probes)
+        _at_least("lists", 1 if lists is None else lists)
         self.probes, self.lists, self.device = probes, lists, device
         self.recall, self._exact = Recall(check_every), Exact(memory_mib)
         if device not in ("cpu", "cuda"):
@@ -110,6 +111,9 @@ class HNSW:
         check_every: int = 50,
         memory_mib: float = 16,
     ):
+        _at_least("links", links, 2)
+        _at_least("build_depth", build_depth)
+        _at_least("depth", depth)
         self.links, self.build_depth, self.depth = links, build_depth, depth
         self.recall, self._exact = Recall(check_every), Exact(memory_mib)
 
@@ -153,6 +157,12 @@ class ApproximateIndex:
     def _best(self, tile: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
         ids = self._ask(tile, min(len(self._exact.vectors), wanted + SPARE))
         return in_order(ids, rescored(tile, self._exact.vectors, ids), wanted)
+
+
+def _at_least(name: str, value: int, least: int = 1) -> None:
+    """Raise UserError for what faiss would end the process for."""
+    if value < least:
+        raise UserError(f"search.{name}: {value}; accepted: {least} or more")
 
 
 def _faiss(name: str) -> Any:

@@ -172,10 +172,12 @@ def rescored(tile: np.ndarray, gallery: np.ndarray, ids: np.ndarray) -> np.ndarr
     Each is a sum whose order depends on D alone, not on where the two vectors stand.
     """
     scores = np.empty(ids.shape, dtype=np.float32)
-    rows = max(1, RESCORED // (4 * ids.shape[1] * tile.shape[1] or 1))
-    for start in range(0, len(tile), rows):
-        here = slice(start, start + rows)
-        scores[here] = np.einsum("twd,td->tw", gallery[ids[here]], tile[here])
+    held = max(1, RESCORED // (4 * tile.shape[1] or 1))
+    columns = max(1, min(held, ids.shape[1]))
+    for start in range(0, len(tile), held // columns):
+        for first in range(0, ids.shape[1], columns):
+            here = slice(start, start + held // columns), slice(first, first + columns)
+            scores[here] = np.einsum("twd,td->tw", gallery[ids[here]], tile[here[0]])
     scores[ids < 0] = -np.inf
     return _known(scores)
 
