@@ -83,6 +83,15 @@ def test_saved_embeddings_keep_the_stated_pairs(cropped_run, tmp_path):
     assert metrics(tmp_path)["protocols"] == metrics(cropped_run)["protocols"]
 
 
+def test_one_process_of_many_evaluates_saved_embeddings(cropped_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, writes in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert run("eval", f"embeddings={cropped_run / 'embeddings'}", f"out={tmp_path / rank}") == 0
+        assert (tmp_path / rank / "metrics.json").exists() == writes
+
+
 def test_distractors_are_searched_with_and_never_right(oxford, cropped_run, drawn, tmp_path):
     more = oxford / "more"
     for i in range(30):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from guie.config.compose import enter
+from guie.launch import placement
 
 
 def run(cfg: dict[str, Any]) -> None:
@@ -14,7 +15,8 @@ def run(cfg: dict[str, Any]) -> None:
 
     speak()
     if cfg["embeddings"]:
-        evaluating.of_saved(cfg)
+        if placement().rank == 0:  # one process is enough for vectors that are there
+            evaluating.of_saved(cfg)
         return
     from guie.train.distributed import world
 
