@@ -124,6 +124,19 @@ def test_queries_that_the_sample_does_not_list_are_refused(tmp_path):
         landmarks.write_retrieval(tmp_path / "s.csv", {"q.jpg": []}, ["p"])
 
 
+def test_the_sample_is_gone_through_a_few_times_however_many_queries_there_are(tmp_path):
+    class Sample(list):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    sample = Sample(map(str, range(50)))
+    landmarks.write_retrieval(tmp_path / "s.csv", {f"{i}.jpg": [] for i in range(50)}, sample)
+    assert sample.passes < 5
+
+
 def test_matching_pairs_stand_best_first(tmp_path):
     pairs = ScoredPairs(np.array([0, 1]), np.array([1, 0]), np.array([0.5, 0.75], dtype=np.float32))
     path = isc.write_matching(tmp_path / "s.csv", pairs, ["Q00001.jpg", "Q00007.jpg"], ["R000001", "R000009"])

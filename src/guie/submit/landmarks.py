@@ -80,7 +80,8 @@ def check_retrieval(
 def _by_id(rows: Mapping[str, str], wanted: Sequence[str] | None) -> list[tuple[str, str]]:
     if wanted is None:
         return list(rows.items())
-    if strange := [key for key in rows if key not in set(wanted)]:
+    known = set(wanted)
+    if strange := [key for key in rows if key not in known]:
         told = f"{len(strange)} queries that it does not list, such as {strange[0]!r}"
         raise UserError(f"sample: {told}; accepted: the sample submission of these queries")
     return [(key, rows.get(key, "")) for key in wanted]
