@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from ranks import logs, run_ranks, start_ranks, wait
 
 from guie.data.bad_images import BadImages
 from guie.embed.reading import Job, Reader, looks
-from guie.embed.shards import MOST_BATCHES, Shards, rows_each
+from guie.embed.shards import MOST_BATCHES, Shards, reasons, rows_each
 from guie.embed.space import space_id
 from guie.embed.vectors import embed, vectors_file
 from guie.errors import UserError
@@ -141,6 +142,18 @@ def test_one_process_that_fails_is_heard_by_those_that_go_on(tmp_path):
         other.check_stopped()
     other.begin()
     one.check_stopped()
+
+
+def test_a_picture_that_can_be_read_after_a_kill_has_no_reason_left(tmp_path, monkeypatch):
+    shards = Shards(tmp_path / "shards", 2, 3, 4)
+    shards.begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", lambda *arguments: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            shards.save(0, np.full((2, 3), np.nan, np.float32), {0: "not there for a moment"})
+    shards.save(0, np.ones((2, 3), np.float32), {})
+    shards.join(tmp_path / "all.npy")
+    assert reasons(tmp_path / "all.npy") == {}
 
 
 def test_shards_are_whole_batches_enough_of_them_and_not_too_large():

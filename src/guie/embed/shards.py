@@ -62,8 +62,11 @@ class Shards:
 
     def save(self, number: int, values: np.ndarray, bad: dict[int, str]) -> None:
         """Write a shard; `bad` gives the reason of each of its rows that is NaN."""
+        told = self._path(number).with_suffix(".json")
         if bad:
-            replace_file(self._path(number).with_suffix(".json"), json.dumps(bad).encode())
+            replace_file(told, json.dumps(bad).encode())
+        else:
+            told.unlink(missing_ok=True)  # of a job that was killed before its rows were there
         data = io.BytesIO()
         np.save(data, values)
         replace_file(self._path(number), data.getvalue())
