@@ -24,7 +24,8 @@ PARTS = ("vectors.npy", "rows.parquet", "meta.json")
 TRUTH, STATED = "truth.parquet", ("query", "item", "relation", "usage")
 DISTRACTORS = "distractors"
 # Columns of a manifest that protocols ask for, beyond those that all rows have.
-FURTHER = ("usage", "landmarks", "class_ids", "group")
+SEVERAL = "class_ids"
+FURTHER = ("usage", "landmarks", SEVERAL, "group")
 
 
 def picture_names(manifest: Any, rows: np.ndarray) -> list[str]:
@@ -136,7 +137,8 @@ def read_meta(folder: str | Path) -> dict:
 def concatenate(parts: Mapping[str, Embeddings]) -> Embeddings:
     """Join named embeddings of one space into one; labels and files get "<name>/" before them.
 
-    Raises UserError where the spaces or widths differ.
+    Of the further columns `class_ids` stays, which tells of labels beside the first. Raises UserError where
+    the spaces or widths differ.
     """
     one_space(parts)
     columns: dict[str, Any] = {
@@ -146,6 +148,12 @@ def concatenate(parts: Mapping[str, Embeddings]) -> Embeddings:
     for column in ("files", "labels"):
         named = [f"{name}/{value}" for name, part in parts.items() for value in getattr(part, column)]
         columns[column] = np.array(named, dtype=object)
+    if any(SEVERAL in part.further for part in parts.values()):
+        nothing = [np.full(len(part.files), "", dtype=object) for part in parts.values()]
+        several = [
+            part.further.get(SEVERAL, none) for part, none in zip(parts.values(), nothing, strict=True)
+        ]
+        columns["further"] = {SEVERAL: np.concatenate(several)}
     vectors = np.concatenate([part.vectors for part in parts.values()])
     return Embeddings(vectors, space_id=next(iter(parts.values())).space_id, **columns)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from parts import labelled, pairs, scored
 
+from guie.embeddings import concatenate
 from guie.errors import UserError
 from guie.evaluate import evaluate
 from guie.protocols.copies import Copies
@@ -268,6 +269,24 @@ def test_the_mean_over_domains_of_a_merged_index_needs_label_and_domain():
             where[domains[q]].append(sum(flags[:depth]) / depth)
     assert numbers["mMP@5"] == pytest.approx(np.mean([np.mean(values) for values in merged.values()]))
     assert numbers["mMP@5 separate"] == pytest.approx(np.mean([np.mean(v) for v in separate.values()]))
+
+
+def test_of_several_labels_each_counts_with_and_without_a_data_sets_name_and_on_a_merged_index():
+    r = np.random.default_rng(4)
+    vectors, numbers = r.standard_normal((30, 6)), [f"{i % 5} {(i + 1) % 5}" for i in range(30)]
+    plain, named = (
+        labelled(vectors, [f"{name}{i % 5}" for i in range(30)], class_ids=numbers) for name in ("", "x/")
+    )
+    other = labelled(r.standard_normal((30, 6)), [f"{i % 6}" for i in range(30)])
+    results = [evaluate({"a": one, "b": other}) for one in (plain, named)]
+    for result in results:
+        assert result.queries["relevant"][:30].tolist() == [17] * 30  # three of five classes share one
+        assert result.metrics == results[0].metrics
+    both = concatenate({"a": plain, "b": other})
+    counts = evaluate(both).queries["relevant"]
+    assert counts[:30].tolist() == [17] * 30 and counts[30:].tolist() == [4] * 30
+    merged, alone = results[0].metrics["merged"], evaluate(both).metrics["merged"]
+    assert merged["mAP@100"] == alone["mAP@100"]
 
 
 @pytest.mark.parametrize("match_domain", [False, True])

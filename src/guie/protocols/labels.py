@@ -48,7 +48,8 @@ class Labels:
 def labels_of(embeddings: Embeddings, *, with_domain: bool = False) -> Labels:
     """Return the labels, with those of a column `class_ids` (numbers with blanks between) that have more.
 
-    A further number stands for the label with the same beginning: `gldv2/7` and 7 12 mean gldv2/7, gldv2/12.
+    A further number stands for the label with the same beginning: `gldv2/7` and 7 12 mean gldv2/7, gldv2/12,
+    and `7` and 7 12 mean 7, 12.
     `with_domain`: a label of another domain is another one.
     """
     first, names = codes(embeddings.labels)
@@ -59,7 +60,7 @@ def labels_of(embeddings: Embeddings, *, with_domain: bool = False) -> Labels:
         return Labels(first * scale + shift)
     known = {name: code for code, name in enumerate(names)}
     rows = [
-        [code, *(known.setdefault(f"{name.rpartition('/')[0]}/{number}", len(known)) for number in others)]
+        [code, *(known.setdefault(_beside(name, number), len(known)) for number in others)]
         for code, name, others in zip(
             first.tolist(), embeddings.labels, (text.split()[1:] for text in several), strict=True
         )
@@ -69,3 +70,9 @@ def labels_of(embeddings: Embeddings, *, with_domain: bool = False) -> Labels:
         every[row, : len(found)] = list(dict.fromkeys(found)) + [NOTHING] * (len(found) - len(set(found)))
     every = np.where(every == NOTHING, NOTHING, every * scale + shift[:, None])
     return Labels(every[:, 0], every)
+
+
+def _beside(name: str, number: str) -> str:
+    """Return the label that begins as `name` and ends with `number`."""
+    beginning, slash, _ = name.rpartition("/")
+    return f"{beginning}{slash}{number}"
