@@ -140,7 +140,20 @@ def test_mistakes_are_one_line(say, saved, tmp_path):
         (["out=x"], "embeddings: not given; accepted: saved embeddings, or several as {a:PATH,b:PATH}"),
         (
             ["out=x", f"embeddings={folder}", "weights={b:1}"],
-            "b: no such model among the embeddings; accepted: all",
+            "weights.b: no such model among the embeddings; accepted: all",
+        ),
+        (
+            ["out=x", f"embeddings={folder}", "weights={all:-1}"],
+            "weights.all: -1; accepted: a number of 0 or more",
+        ),
+        (
+            ["out=x", f"embeddings={folder}", "weights=0.5"],
+            "weights: 0.5; accepted: a number by model, as {a:0.5,b:1}",
+        ),
+        (["out=x", f"embeddings=[{folder},{folder}]"], "embeddings: ["),
+        (
+            ["out=x", f"embeddings={folder}", "recognise=penalised", "recognise.penalty.nearest=0"],
+            "recognise.penalty.nearest: 0; accepted: 1 or more",
         ),
         (
             ["out=x", f"embeddings={folder}", "recognise=system_e0"],

@@ -13,6 +13,7 @@ from guie.local import rerank
 from guie.local.cache import Cache, key_of
 from guie.local.features import shrunk, sift
 from guie.local.fusion import fused, inlier_score
+from guie.local.learned import Learned
 from guie.local.matchers import Sift
 from guie.local.rerank import LocalFeatures
 from guie.local.verify import NOTHING, Geometry, agreement, verify
@@ -158,7 +159,7 @@ def test_embeddings_without_pictures_are_refused(tmp_path):
     bare = Side(np.ones((2, 3), np.float32))
     with pytest.raises(UserError, match=r"pictures: none, embeddings alone; accepted: a data set"):
         made(tmp_path).inliers(np.zeros((2, 1), np.int32), bare, bare)
-    with pytest.raises(UserError, match=r"^top: 0; accepted: 1 or more"):
+    with pytest.raises(UserError, match=r"^top: 0; accepted: above 0"):
         LocalFeatures(top=0)
 
 
@@ -184,3 +185,18 @@ def test_a_picture_is_described_in_the_pixels_it_is_shrunk_to():
 
 def test_few_places_are_no_agreement():
     assert agreement(np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)) == NOTHING
+
+
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        (lambda: LocalFeatures(workers=-1), "workers: -1"),
+        (lambda: LocalFeatures(geometry=Geometry(trials=0)), "trials: 0"),
+        (lambda: LocalFeatures(geometry=Geometry(tolerance_px=float("nan"))), "tolerance_px: nan"),
+        (lambda: Sift(max_keypoints=0), "max_keypoints: 0"),
+        (lambda: Learned(max_px=0), "max_px: 0"),
+    ],
+)
+def test_settings_by_which_nothing_would_be_found_are_refused(made, message):
+    with pytest.raises(UserError, match=rf"^{message}; accepted: above 0$"):
+        made()

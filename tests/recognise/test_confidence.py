@@ -155,3 +155,10 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     with pytest.raises(UserError, match=r"needs lightgbm: pip install 'guie\[gbdt\]'"):
         confidence.lightgbm()
+
+
+def test_more_choices_than_candidates_are_as_many_as_there_are():
+    votes = Votes(np.array([[5], [7], [-1]]), np.ones((3, 1)))
+    labels, scores = chosen(votes, np.array([[0.2, 0.8], [0.9, 0.1], [0.3, 0.7]]), choices=2)
+    assert labels.tolist() == [5, 7, -1]
+    np.testing.assert_allclose(scores, [0.2, 0.9, 0], rtol=1e-6)

@@ -21,7 +21,9 @@ def run(cfg: dict[str, Any]) -> None:
     out, recogniser = Path(cfg["out"]).expanduser(), build(cfg["recognise"], where="recognise")
     parts = read("embeddings", cfg["embeddings"])
     nothing = read("nothing", cfg["nothing"]) if cfg["nothing"] else None
-    views = story.views_of(parts, cfg["weights"], nothing, picture(cfg))
+    if not isinstance(weights := cfg["weights"] or {}, dict):
+        raise UserError(f"weights: {weights}; accepted: a number by model, as {{a:0.5,b:1}}")
+    views = story.views_of(parts, weights, nothing, picture(cfg))
     asking = next(iter(parts.values()))
     if cfg["fit"]:
         recogniser.fit(views, story.truth_of(asking))
@@ -38,28 +40,24 @@ def read(key: str, given: Any) -> dict[str, Any]:
     """Return saved embeddings by the model's name: of {a: PATH, b: PATH}, or of one PATH as `all`."""
     from guie import embeddings
 
-    if not given:
-        raise UserError(f"{key}: not given; accepted: saved embeddings, or several as {{a:PATH,b:PATH}}")
     places = given if isinstance(given, dict) else {"all": given}
+    if not given or not all(isinstance(place, str) for place in places.values()):
+        told = given or "not given"
+        raise UserError(f"{key}: {told}; accepted: saved embeddings, or several as {{a:PATH,b:PATH}}")
     return {str(name): embeddings.load(Path(place).expanduser()) for name, place in places.items()}
 
 
 def picture(cfg: dict[str, Any]) -> Any:
     """Return how to read a picture of `dataset` by its file, None where none is chosen."""
-    from guie import assembly
-
     if not cfg["dataset"]:
         return None
+    from guie import assembly
+    from guie.datasets.evaluated import reader
+
     sets = assembly.manifests(cfg["dataset"], cfg["data_root"])
     if len(sets) > 1:
         raise UserError(f"dataset: {', '.join(sets)}; accepted: the one whose embeddings these are")
-    rows = next(iter(sets.values()))
-
-    def of(file: str) -> bytes:
-        path, _, entry = file.partition("#")
-        return rows.picture(path, entry or None)
-
-    return of
+    return reader(next(iter(sets.values())))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from guie.errors import UserError
 from guie.local.features import Keypoints, shrunk
-from guie.local.matchers import Features
+from guie.local.matchers import Features, check_positive
 from guie.local.verify import match
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Learned:
         pretrained: bool = True,
         device: str = "auto",
     ):
+        check_positive(max_px=max_px, max_keypoints=max_keypoints, ratio=ratio)
         self.network, self.pairing, self.ratio = network, pairing, ratio
         self.max_px, self.max_keypoints = max_px, max_keypoints
         self.pretrained, self.device = pretrained, device

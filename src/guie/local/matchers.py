@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from guie.errors import UserError
 from guie.local.features import Keypoints, detected, grey, rooted, shrunk
 from guie.local.verify import match
 
@@ -28,6 +29,13 @@ class Matcher(Protocol):
         """Return the same places in both pictures, (M,2) and (M,2) float32 pixels of what was described."""
 
 
+def check_positive(**values: float | None) -> None:
+    """Raise UserError on a value that is not above 0; None stands for no value."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise UserError(f"{name}: {value}; accepted: above 0")
+
+
 class Sift:
     """RootSIFT keypoints (Lowe 2004; Arandjelovic 2012), mutually nearest and clearly so: no weights.
 
@@ -36,6 +44,7 @@ class Sift:
     """
 
     def __init__(self, max_px: int = 800, max_keypoints: int = 1000, ratio: float = 0.85):
+        check_positive(max_px=max_px, max_keypoints=max_keypoints, ratio=ratio)
         self.max_px, self.max_keypoints, self.ratio = max_px, max_keypoints, ratio
 
     def describing(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from guie.errors import UserError
 from guie.images import BadImage, decode
 from guie.local.cache import Cache, key_of
 from guie.local.fusion import fused
-from guie.local.matchers import Features, Matcher, Sift
+from guie.local.matchers import Features, Matcher, Sift, check_positive
 from guie.local.verify import Geometry, agreement
 from guie.postprocess.step import Kind, Stage, Step, followed_by
 from guie.types import Index, Ranking, Side
@@ -53,9 +53,8 @@ class LocalFeatures(Step):
         self.geometry: Geometry = geometry or Geometry()
         self.top, self.cap, self.weight = top, cap, weight
         self.path, self.workers = path, workers
-        for name in ("top", "cap"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)}; accepted: 1 or more")
+        check_positive(top=top, cap=cap, workers=workers)
+        check_positive(tolerance_px=self.geometry.tolerance_px, trials=self.geometry.trials)
 
     @property
     def depth(self) -> int:

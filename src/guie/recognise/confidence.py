@@ -159,8 +159,9 @@ def chosen(votes: Votes, shares: np.ndarray, choices: int) -> tuple[np.ndarray, 
     """Return labels and scores (Q,) by probabilities (Q,T+1): see `Boosted`."""
     place = shares.argmax(axis=1)
     rows = np.arange(len(place))
-    given = votes.labels[rows, np.minimum(place, votes.labels.shape[1] - 1)] >= 0
-    place = np.where((place < choices) & given, place, 0)
+    allowed = place < min(choices, votes.labels.shape[1])
+    place = np.where(allowed, place, 0)
+    place = np.where(votes.labels[rows, place] >= 0, place, 0)
     labels = votes.labels[rows, place]
     return labels, np.where(labels >= 0, shares[rows, place], 0).astype(np.float32)
 

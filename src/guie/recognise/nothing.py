@@ -6,18 +6,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from guie.errors import UserError
+
 
 @dataclass(frozen=True)
 class Penalty:
     """What likeness to pictures that show nothing known takes off a score.
 
     `weight` times the mean of the `nearest` similarities to such pictures, where that is `threshold` or more
-    (system C's "score - 1.5 * top 3 where top 3 >= 0.3"). Config group `recognise`.
+    (system C's "score - 1.5 * top 3 where top 3 >= 0.3"); 0 stands for each picture that is missing. Config
+    group `recognise`.
     """
 
     nearest: int = 3
     weight: float = 1.5
     threshold: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.nearest < 1:
+            raise UserError(f"recognise.penalty.nearest: {self.nearest}; accepted: 1 or more")
 
     def apply(self, scores: np.ndarray, similarities: np.ndarray) -> np.ndarray:
         """Return (Q,) scores less the penalty; `similarities` (Q,n) to those pictures, best first."""

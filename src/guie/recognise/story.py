@@ -37,9 +37,14 @@ def views_of(
     `weights` of the models' lists, 1 where none is given; `nothing`: by model, pictures of nothing known.
     """
     weights, nothing = weights or {}, nothing or {}
-    for name in [*weights, *nothing]:
-        if name not in parts:
-            raise UserError(f"{name}: no such model among the embeddings; accepted: {', '.join(parts)}")
+    for key, given in (("weights", weights), ("nothing", nothing)):
+        for name in given:
+            if name not in parts:
+                told = f"no such model among the embeddings; accepted: {', '.join(parts)}"
+                raise UserError(f"{key}.{name}: {told}")
+    for name, weight in weights.items():
+        if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise UserError(f"weights.{name}: {weight}; accepted: a number of 0 or more")
     for name, part in nothing.items():
         if part.space_id != parts[name].space_id:
             told = f"{name} is of space {part.space_id}; accepted: {parts[name].space_id}"
