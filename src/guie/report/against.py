@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guie.errors import UserError
 from guie.report.album import Album
 from guie.report.galleries import Judge, picture, short
 from guie.report.numbers import share
+
+if TYPE_CHECKING:
+    from guie.comparing.pairing import Result
 
 log = logging.getLogger("guie")
 
@@ -36,9 +39,7 @@ def changes(folder: Path, against: str | Path | None, album: Album, judge: Judge
     except UserError as error:
         log.warning("against: not compared: %s", error)
         return {"name": name, "place": str(against), "wrong": str(error)}
-    chosen = [row for row in found["gains"] if row["metric"] == found["metric"] or row["domain"] is None]
-    several = len({row["dataset"] for row in chosen}) > 1
-    rows = [_drawn(row, chosen) | {"name": _name(row, several)} for row in chosen]
+    rows, others = _rows(found, ours)
     galleries = [
         {
             "title": f"Queries that {which} most",
@@ -56,9 +57,27 @@ def changes(folder: Path, against: str | Path | None, album: Album, judge: Judge
         "wrong": "",
         "note": note,
         "rows": rows,
+        "others": others,
         "wholes": [_whole(row) for row in found["wholes"]],
         "galleries": galleries,
     }
+
+
+def _rows(found: Mapping[str, Any], ours: Result) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of the metrics that stand for the data sets, and those of every other metric."""
+    names = {row["dataset"] for row in found["gains"]}
+    main = {name: ours.main_metric(name) for name in names if name}
+    # All data sets together are told by a metric only where it stands for each of them.
+    main[""] = found["metric"] if len(set(main.values())) == 1 else ""
+    apart: tuple[list[Any], list[Any]] = ([], [])
+    for row in found["gains"]:
+        stands = row["metric"] == main[row["dataset"]]
+        if stands or row["domain"] is None:
+            apart[not stands].append(row)
+    first, second = (
+        [_drawn(row, rows) | {"name": _name(row, len(names) > 1)} for row in rows] for rows in apart
+    )
+    return first, second
 
 
 def _name(row: Mapping[str, Any], several: bool) -> str:

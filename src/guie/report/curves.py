@@ -61,7 +61,7 @@ def pair_charts(found: Mapping[str, PairScores]) -> list[Chart]:
         charts.append(
             {"title": title, "svg": line_chart({"trained": curve}, axes), "legend": [], "note": note}
         )
-        shares = {"genuine": pairs.genuine, "impostor": pairs.impostor, "nearest-impostor": pairs.nearest}
+        shares = {"genuine": pairs.genuine, "impostor": pairs.impostor, "nearest_impostor": pairs.nearest}
         shares = {key: values for key, values in shares.items() if values.any()}
         charts.append(
             {

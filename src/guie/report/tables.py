@@ -164,6 +164,7 @@ def tiles(numbers: Numbers) -> list[dict[str, str]]:
     best = best_index(numbers)
     if best:
         found += _tiles_of(*best, numbers)
+    found += _tiles_of_sets(numbers, best[0] if best else "")
     for name in dataset_names(numbers):
         error = numbers.get("trained", {}).get(name, {}).get("one_shot_error")
         if error is not None:
@@ -171,6 +172,18 @@ def tiles(numbers: Numbers) -> list[dict[str, str]]:
     if "bad_images" in numbers:
         note = "left out or replaced"
         found.append({"name": "bad images", "value": str(numbers["bad_images"]), "note": note})
+    return found
+
+
+def _tiles_of_sets(numbers: Numbers, shown: str) -> list[dict[str, str]]:
+    """Return the metric of each of several data sets but the one that is `shown` already."""
+    found = []
+    names = [name for name in numbers.get("trained") or {} if name != "merged"]
+    for name in names if len(names) > 1 else ():
+        entry, metric = numbers["trained"][name], main_metric(name, numbers)
+        if metric in entry and name != shown:
+            note = between(entry.get(f"{metric}_interval"))
+            found.append({"name": f"{metric}, {name}", "value": share(entry[metric]), "note": note})
     return found
 
 
