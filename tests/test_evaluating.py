@@ -1,9 +1,9 @@
-"""What guie-eval hands to steps that look at pictures."""
+"""What guie-eval hands to steps that look at pictures, and to its report."""
 
 import numpy as np
 from PIL import Image
 
-from guie import evaluating
+from guie import evaluating, results
 from guie.datasets.evaluated import cropped
 from guie.datasets.manifest import from_columns
 from guie.images import decode
@@ -14,7 +14,9 @@ def test_steps_that_look_at_pictures_see_of_a_query_what_was_embedded_and_distra
     columns = {"file": ["a.png"], "label": ["x"], "split": ["query"], "box": ["10,5,20,30"]}
     Image.fromarray(pixels).save(tmp_path / "a.png")
     whole = from_columns("x", tmp_path, columns)
-    read = evaluating._pictures({"x": cropped(whole, ["query"])}, {"more": whole})
+    sets = {"x": cropped(whole, ["query"])}
+    read, shown = evaluating._pictures(sets, {"more": whole}), results._picture_reader(sets)
     for name in ("x", "x+more"):
         np.testing.assert_array_equal(decode(read(name, "a.png")), pixels[5:35, 10:30])
+        assert shown(name, "a.png") == read(name, "a.png") and shown(name, "b.png") is None
     np.testing.assert_array_equal(decode(read("x+more", "distractors/more/a.png")), pixels)

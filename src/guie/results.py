@@ -107,12 +107,14 @@ def print_steps(steps: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _picture_reader(sets: Mapping[str, Manifest]) -> Callable[[str, str], bytes | None]:
+    from guie.datasets.evaluated import reader
     from guie.images import BadImage
 
+    readers = {name: reader(rows) for name, rows in sets.items()}
+
     def read(name: str, file: str) -> bytes | None:
-        path, _, entry = file.partition("#")
         try:
-            return sets[name.partition("+")[0]].picture(path, entry or None)
+            return readers[name.partition("+")[0]](file)
         except (BadImage, OSError, KeyError):
             return None
 
