@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -285,6 +286,15 @@ def test_the_command_takes_two_folders_and_writes_json_and_a_page(two, capsys, m
     assert all(word in page for word in ("all data sets", "sop", "mP@5", "better"))
 
 
+def test_comparisons_with_several_runs_evaluated_on_the_same_data_stand_side_by_side(two, tmp_path):
+    a, b, _, _ = two
+    for run in ("x", "y"):
+        shutil.copytree(a, tmp_path / run / "eval" / "sop")
+        words = [f"baseline={tmp_path / run}", f"candidate={b}", "samples=50"]
+        compare_configured(composed("compare", words))
+    assert {path.name for path in (b / "compare").iterdir()} == {"x-sop", "y-sop"}
+
+
 def test_tables_fit_a_terminal_of_eighty_columns(two):
     a, b, _, _ = two
     found = compare(*results(a, b), bootstrap=DRAWN, show=3)
@@ -311,7 +321,7 @@ def test_folders_may_hold_what_the_command_line_reads_otherwise(tmp_path, monkey
     assert command.with_keys(["--cfg", "job", "a", "b"]) == ["--cfg", "job", "baseline=a", "candidate=b"]
 
 
-@pytest.mark.parametrize("wrong", ["samples=0", "level=1.0", "level=0", "show=-1"])
+@pytest.mark.parametrize("wrong", ["samples=0", "level=1.0", "level=0", "show=-1", "seed=-1"])
 def test_numbers_out_of_range_are_refused_before_reading(wrong):
     cfg = composed("compare", ["baseline=a", "candidate=b", wrong])
     with pytest.raises(UserError, match=f"^{wrong.partition('=')[0]}: "):

@@ -30,13 +30,19 @@ def compare_configured(cfg: Mapping[str, Any]) -> Path:
         metric=cfg["metric"],
         common=cfg["common"],
     )
-    out = Path(cfg["out"] or candidate.folder / "compare" / baseline.folder.resolve().name).expanduser()
+    out = Path(cfg["out"] or candidate.folder / "compare" / _name(baseline.folder.resolve())).expanduser()
     out.mkdir(parents=True, exist_ok=True)
     replace_file(out / "compare.json", (json.dumps(_finite(found), indent=1) + "\n").encode())
     shown.write_page(found, out / "compare.html")
     shown.print_tables(found)
     print(f"page        {out / 'compare.html'}")
     return out
+
+
+def _name(folder: Path) -> str:
+    """Return the name of a run; of one of its evaluations, which are named alike in every run, run-name."""
+    of_run = folder.parent.name == "eval"
+    return f"{folder.parent.parent.name}-{folder.name}" if of_run else folder.name
 
 
 def _check(cfg: Mapping[str, Any]) -> None:
@@ -47,6 +53,7 @@ def _check(cfg: Mapping[str, Any]) -> None:
         "samples": (cfg["samples"] >= 1, "1 or more"),
         "level": (0 < cfg["level"] < 1, "above 0 and below 1"),
         "show": (cfg["show"] >= 0, "0 or more"),
+        "seed": (cfg["seed"] >= 0, "0 or more"),
     }
     for key, (holds, what) in accepted.items():
         if not holds:
