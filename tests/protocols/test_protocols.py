@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from parts import labelled, pairs, scored
 
+from guie.compression import sheet
 from guie.embeddings import concatenate
 from guie.errors import UserError
 from guie.evaluate import evaluate
-from guie.protocols.copies import Copies
+from guie.protocols.copies import Asking, Copies, best_pairs
 from guie.protocols.graded import Revisited, Stated
 from guie.protocols.one_shot import OneShot
+from guie.protocols.part import Part
 from guie.protocols.recognition import KNN, Recognition
 from guie.protocols.retrieval import Retrieval
 from guie.protocols.self_in import SelfIn
@@ -102,6 +104,19 @@ def test_the_best_pairs_of_all_queries_are_those_of_the_whole_matrix():
     hits = [place + 1 for place, pair in enumerate(ranked) if pair in {("q4", "r0"), ("q1", "r3")}]
     assert numbers["uAP"] == pytest.approx(sum((n + 1) / rank for n, rank in enumerate(hits)) / 2)
     assert numbers["pairs"] == 50
+
+
+@pytest.mark.parametrize("limit", [1, 7, 20, 50, 200])
+def test_of_equal_scores_the_best_pairs_are_those_of_the_whole_matrix_too(limit):
+    scores = np.round(random_scores(5, items=40, queries=9) * 4)
+    part = Part("x", scored(scores), Exact())
+    queries, gallery = part.rows(["query"]), part.rows(["index"])
+    asking = Asking(
+        part.side(queries), part.self_ids(queries, gallery), part.search.index(part.side(gallery)), 40
+    )
+    found = best_pairs(asking, 1, limit)
+    ranked = sorted((-scores[i, q], q, i) for i in range(40) for q in range(9))[:limit]
+    np.testing.assert_array_equal(np.stack([-found.scores, found.query, found.item], 1), ranked)
 
 
 def test_the_matching_track_takes_each_querys_candidates():
@@ -200,6 +215,14 @@ def test_knn_accuracy_is_a_vote_of_the_nearest():
     assert numbers["dropped_lone_queries"] == 1
 
 
+def test_a_query_that_only_itself_would_name_is_dropped():
+    r = np.random.default_rng(0)
+    found = labelled(r.standard_normal((7, 4)), ["a"] * 3 + ["b"] * 3 + ["lone"], splits="train")
+    result = evaluate({"x": found}, KNN(ks=(2,), asks=("train",)))
+    assert result.metrics["x"]["dropped_lone_queries"] == 1
+    assert result.queries["relevant"].tolist() == [2] * 6
+
+
 def test_several_protocols_stand_under_their_names_and_the_first_for_all():
     r = np.random.default_rng(0)
     labels = np.tile(np.arange(10), 6)
@@ -235,6 +258,13 @@ def test_one_shot_error_is_the_mean_over_episodes_of_wrong_nearest_neighbours():
         wrong.append(max(own, key=lambda i: found.vectors[i] @ found.vectors[10 + q]) != q)
     assert numbers["one_shot_error"] == pytest.approx(np.mean(wrong))
     assert numbers["one_shot_accuracy"] == pytest.approx(1 - np.mean(wrong))
+
+
+def test_the_sheet_of_episodes_has_the_accuracy_of_episodes():
+    found, protocol = {"x": episodes()}, OneShot()
+    plain = sheet(found, {"x": protocol}, {}, Exact())[0]
+    expected = evaluate(found, protocol).metrics["x"]["one_shot_accuracy"]
+    assert plain["metrics"]["one_shot_accuracy"] == expected
 
 
 def test_an_episode_with_two_right_answers_is_refused():
@@ -402,6 +432,28 @@ def test_a_metric_at_a_k_that_was_not_asked_for_is_replaced_by_one_that_was():
     assert evaluate({"x": found}, Retrieval(recall_ks=(1,), metric="R@1")).named == {"x": "R@1"}
 
 
+@pytest.mark.parametrize("protocol", [Retrieval(mean_of_domains=True), Retrieval()])
+def test_means_over_domains_need_no_recall_at_1_among_what_was_asked_for(protocol):
+    found = episodes()
+    asked, plain = (
+        evaluate({"x": found}, replace(protocol, recall_ks=ks)).metrics["x"] for ks in ((5,), (1, 5))
+    )
+    assert asked["one_shot_error"] == plain["one_shot_error"]
+    assert "mR@1" not in asked and asked.get("mMP@5") == plain.get("mMP@5")
+
+
+def test_the_recall_curve_ends_where_nobody_looked():
+    r = np.random.default_rng(0)
+    found = labelled(r.standard_normal((60, 8)), np.arange(60) % 6)
+    shallow, whole = (
+        evaluate({"x": found}, Retrieval(recall_ks=(1,), map_k=k)).metrics["x"]["recall_curve"]
+        for k in (20, 60)
+    )
+    assert list(shallow) == ["1", "2", "5", "10", "20"] and "100" in whole
+    copies = evaluate({"x": found}, Copies(track="matching", candidates=5, asks=["test"], answers=["test"]))
+    assert list(copies.metrics["x"]["recall_curve"]) == ["1", "2", "5"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -412,6 +464,7 @@ def test_a_metric_at_a_k_that_was_not_asked_for_is_replaced_by_one_that_was():
         (lambda: Retrieval(recall_ks=[]), r"protocol\.recall_ks: \[\]; accepted"),
         (lambda: Retrieval(map_k=0), r"protocol\.map_k: \[0\]; accepted"),
         (lambda: KNN(temperature=0), r"protocol\.temperature: 0; accepted: above 0"),
+        (lambda: Recognition(temperature=0.0), r"protocol\.temperature: 0\.0; accepted: above 0"),
         (lambda: Copies(max_pairs=10**6), r"protocol\.max_pairs: 1000000; accepted: 500,000 at most"),
         (lambda: Copies(max_pairs=0), r"protocol\.max_pairs: \[0\]; accepted"),
     ],

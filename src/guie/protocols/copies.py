@@ -91,7 +91,7 @@ class Copies(Protocol):
         numbers: Numbers = dict(copies.evaluate(pairs, *truth))
         numbers["uAP_interval"] = list(micro.bootstrap_interval(answers, samples=_DRAWS))
         top, first_hit = joined(first.tops), np.concatenate(first.hits)
-        curve = recall_curve(first_hit[np.unique(truth[0])])
+        curve = recall_curve(first_hit[np.unique(truth[0])], first.depth, len(gallery))
         numbers |= {"queries": len(queries), "gallery": len(gallery), "recall_curve": curve}
         numbers |= {"pairs": len(pairs.query), "true_pairs": len(truth[0])}
         numbers["within_limits"] = self._within_limits(part)
@@ -136,12 +136,14 @@ class _First:
 
     def __init__(self, truth: tuple[np.ndarray, np.ndarray]) -> None:
         self.truth = truth
+        self.depth = 0
         self.tops: list[Ranking] = []
         self.hits: list[np.ndarray] = []
 
     def add(self, rows: np.ndarray, ranking: Ranking) -> None:
         """Add the results of queries `rows`."""
         mask = stated(rows[:, None], ranking.ids, *self.truth)
+        self.depth = ranking.ids.shape[1]
         self.tops.append(top_of(ranking))
         self.hits.append(np.where(mask.any(axis=1), mask.argmax(axis=1) + 1, 0).astype(np.int32))
 
@@ -168,7 +170,7 @@ def best_pairs(
         if depth >= asking.gallery or not deepen:
             break
         best.prune()
-        waiting = np.flatnonzero(last > best.least)
+        waiting = np.flatnonzero((last >= best.least) & np.isfinite(last))
         best.forget(waiting)
         depth = min(asking.gallery, 8 * depth)
     best.prune()

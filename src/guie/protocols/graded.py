@@ -53,13 +53,14 @@ class Stated(Protocol):
         kept = queries[np.isin(np.arange(len(queries)), every.query) & (every.usage != IGNORED)]
         right = stated_pairs(part, kept, gallery, relations=RIGHT)
         tiles = []
-        for tile, ranking in part.asked(kept, gallery, max(self.map_k, *self.recall_ks, SHOWN)):
+        depth = max(self.map_k, *self.recall_ks, SHOWN)
+        for tile, ranking in part.asked(kept, gallery, depth):
             query, item, _ = right.of(tile)
             hits = find_stated_hits(ranking.ids, query, item, distinct=True)
             values = {f"mAP@{self.map_k}": average_precision_at(hits, self.map_k)}
             values |= {f"R@{k}": recall_at(hits, k) for k in self.recall_ks}
             tiles.append((values, top_of(ranking), hits.relevant, first_hits(hits)))
-        numbers, table = _summed(part, kept, gallery, tiles)
+        numbers, table = _summed(part, (kept, gallery), tiles, depth)
         name = f"mAP@{self.map_k}"
         parts = usage_means(table[name], right.usage)
         numbers |= {f"{name} {usage}": value for usage, value in parts.items()}
@@ -94,19 +95,23 @@ class Revisited(Protocol):
             hits = revisited.hits_at(ranking.ids, grades, revisited.LEVELS["M"])
             values = revisited.per_query(ranking.ids, grades, ks=tuple(self.ks))
             tiles.append((values, top_of(ranking), hits.relevant, first_hits(hits)))
-        numbers, table = _summed(part, queries, gallery, tiles)
+        numbers, table = _summed(part, (queries, gallery), tiles, len(gallery))
         counted = {f"queries {level}": int((~np.isnan(table[f"mAP {level}"])).sum()) for level in "EMH"}
         return Outcome(numbers | counted | {"lost_pairs": pairs.lost}, table)
 
 
-def _summed(part: Part, queries: np.ndarray, gallery: np.ndarray, tiles: list) -> tuple[Numbers, Columns]:
+def _summed(
+    part: Part, rows: tuple[np.ndarray, np.ndarray], tiles: list, depth: int
+) -> tuple[Numbers, Columns]:
     """Return means and counts, and the per-query columns, of tiles (values, top, relevant, first hit)."""
+    queries, gallery = rows
     values = {name: np.concatenate([tile[0][name] for tile in tiles]) for name in tiles[0][0]}
     top = joined([tile[1] for tile in tiles])
     relevant, first_hit = (np.concatenate([tile[i] for tile in tiles]) for i in (2, 3))
     numbers: Numbers = {name: mean(column) for name, column in values.items()}
     name = next(iter(values))
     numbers[f"{name}_interval"] = interval(values[name][~np.isnan(values[name])])
-    numbers |= {"queries": len(queries), "gallery": len(gallery), "recall_curve": recall_curve(first_hit)}
+    numbers |= {"queries": len(queries), "gallery": len(gallery)}
+    numbers["recall_curve"] = recall_curve(first_hit, depth, len(gallery))
     columns = part.described(queries) | {"relevant": relevant, "first_hit": first_hit} | values
     return numbers, columns | part.shown(top, gallery)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -29,7 +29,7 @@ class OneShot(Protocol):
 
     def evaluate(self, part: Part) -> Outcome:
         """Return the error over the episodes."""
-        outcome = Retrieval(asks=self.asks, answers=self.answers).evaluate(part)
+        outcome = Retrieval(asks=self.asks, answers=self.answers).evaluate(replace(part, merged=False))
         wrong = np.flatnonzero(outcome.queries["relevant"] != 1)
         if len(wrong) or outcome.numbers["dropped_lone_queries"]:
             found = outcome.queries["relevant"][wrong[0]] if len(wrong) else 0

@@ -191,8 +191,12 @@ def interval(values: np.ndarray) -> list[float]:
     return [float(side) for side in bootstrap_interval(values, samples=2000)]
 
 
-def recall_curve(first_hit: np.ndarray, ks: tuple[int, ...] = CURVE_KS) -> dict[str, float]:
-    """Return {k: R@k} for plotting, from the rank of each query's first hit (0: none)."""
+def recall_curve(first_hit: np.ndarray, depth: int, gallery: int) -> dict[str, float]:
+    """Return {k: R@k} for plotting, from the rank of each query's first hit (0: none).
+
+    No k beyond the `depth` that was looked at, but where that is all of the `gallery`.
+    """
+    ks = [k for k in CURVE_KS if k <= depth or depth >= gallery]
     return {str(k): float(((first_hit > 0) & (first_hit <= k)).mean()) for k in ks}
 
 

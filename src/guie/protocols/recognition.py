@@ -11,6 +11,7 @@ import numpy as np
 from guie.errors import UserError
 from guie.metrics import micro
 from guie.metrics.groups import IGNORED, USAGES
+from guie.metrics.hits import count_relevant
 from guie.metrics.recognition import judged, ranked_predictions
 from guie.metrics.votes import knn_correct, knn_vote, vote
 from guie.protocols.part import (
@@ -28,7 +29,7 @@ from guie.protocols.part import (
     positive,
     top_of,
 )
-from guie.types import Embeddings, Ranking
+from guie.types import Embeddings, Ranking, Truth
 
 _DRAWS = 200  # of the interval: each one ranks all predictions again
 
@@ -59,7 +60,8 @@ class Recognition(Protocol):
     def __post_init__(self) -> None:
         positive("k", [self.k])
         positive("ks", self.ks)
-        for name, values in (("temperature", [self.temperature or 1]), ("temperatures", self.temperatures)):
+        alone = [] if self.temperature is None else [self.temperature]
+        for name, values in (("temperature", alone), ("temperatures", self.temperatures)):
             accepted(name, getattr(self, name), all(value > 0 for value in values), "above 0")
 
     @property
@@ -229,7 +231,9 @@ class KNN(Protocol):
         """Return the accuracy for each k."""
         queries, gallery = part.roles(self.roles[0])
         labels, _ = codes(part.embeddings.labels)
-        kept = queries[np.isin(labels[queries], labels[gallery])]
+        own = part.self_ids(queries, gallery)
+        relevant = count_relevant(Truth(labels[queries], labels[gallery], own))
+        kept, relevant = queries[relevant > 0], relevant[relevant > 0]
         if not len(kept):
             raise UserError(f"{part.name}: no query's label is in the gallery; accepted: labels of both")
         tiles = []
@@ -245,7 +249,6 @@ class KNN(Protocol):
         numbers |= {f"{name}_interval": interval(column) for name, column in values.items()}
         numbers |= {"queries": len(kept), "gallery": len(gallery)}
         numbers["dropped_lone_queries"] = len(queries) - len(kept)
-        counts = np.bincount(labels[gallery], minlength=labels.max() + 1)
-        table = part.described(kept) | {"relevant": counts[labels[kept]]}
+        table = part.described(kept) | {"relevant": relevant}
         table |= {"first_hit": np.concatenate([tile[1] for tile in tiles])} | values
         return Outcome(numbers, table | part.shown(joined([tile[2] for tile in tiles]), gallery))

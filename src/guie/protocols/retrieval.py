@@ -83,13 +83,13 @@ class Retrieval(Protocol):
         """Return one-shot error, mean over domains and the groups' numbers, where they apply."""
         found: Numbers = {}
         if len(own) > 1 and all((mine.relevant == 1).all() for mine in own.values()):
-            accuracy = domain_mean([summary(mine) for mine in own.values()])["R@1"]
-            found["one_shot_error"] = 1.0 - accuracy
+            accuracy = np.mean([(mine.first_hit == 1).mean() for mine in own.values()])
+            found["one_shot_error"] = 1.0 - float(accuracy)
         if self.mean_of_domains:
             separate = domain_mean([summary(mine) for mine in own.values()]) if own else {}
-            for name, value in {"mMP@5": "mP@5", "mR@1": "R@1"}.items():
-                found[name] = numbers["domain_mean"][value]
-                found |= {f"{name} separate": separate[value]} if separate else {}
+            for kind, means in (("", numbers["domain_mean"]), (" separate", separate)):
+                named = {"mMP@5": means.get("mP@5"), "mR@1": means.get("R@1")}
+                found |= {f"{name}{kind}": value for name, value in named.items() if value is not None}
         if self.group_by:
             found["groups"] = _by_group(part, scores, self.group_by)
         return found
@@ -103,7 +103,7 @@ def summary(scores: Scores, chosen: np.ndarray | None = None) -> Numbers:
     numbers["queries"], numbers["gallery"] = int(chosen.sum()), len(scores.gallery)
     if chosen.all():
         numbers["dropped_lone_queries"] = scores.dropped
-    numbers["recall_curve"] = recall_curve(scores.first_hit[chosen])
+    numbers["recall_curve"] = recall_curve(scores.first_hit[chosen], scores.depth, len(scores.gallery))
     return numbers
 
 

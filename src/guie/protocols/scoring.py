@@ -30,7 +30,7 @@ class Scores:
 
     `rows` (Q,) row of each query; `values` {metric: (Q,)}; `top` (Q,K) the first results as gallery positions
     (-1: none); `relevant` (Q,); `first_hit` (Q,) rank of the first hit, 0 where the results hold none;
-    `gallery` (N,) its rows; `dropped` lone queries left out.
+    `gallery` (N,) its rows; `dropped` lone queries left out; `depth`: how many results were looked at.
     """
 
     rows: np.ndarray
@@ -40,6 +40,7 @@ class Scores:
     first_hit: np.ndarray
     gallery: np.ndarray
     dropped: int
+    depth: int
 
 
 def score(part: Part, labels: Labels, queries: np.ndarray, gallery: np.ndarray, depths: Depths) -> Scores:
@@ -59,7 +60,9 @@ def score(part: Part, labels: Labels, queries: np.ndarray, gallery: np.ndarray, 
         if depths.map_k == 1000:
             values["mAP@1k"] = values.pop("mAP@1000")  # ILIAS' name for it
         tiles.append((values, top_of(ranking, width), first_hits(hits)))
-    return _joined(tiles, kept, relevant, gallery, len(queries) - len(kept), width)
+    values, top, first_hit = _joined(tiles, width)
+    dropped = len(queries) - len(kept)
+    return Scores(kept, values, top, relevant, first_hit, gallery, dropped, depth)
 
 
 def first_hits(hits: Hits) -> np.ndarray:
@@ -77,13 +80,12 @@ def _depth(depths: Depths, relevant: np.ndarray) -> int:
     return max(wanted, most_relevant) if most_relevant <= DEEPEST else wanted
 
 
-def _joined(
-    tiles: list, kept: np.ndarray, relevant: np.ndarray, gallery: np.ndarray, dropped: int, width: int
-) -> Scores:
+def _joined(tiles: list, width: int) -> tuple[dict[str, np.ndarray], Ranking, np.ndarray]:
+    """Return the values that all tiles have, the first `width` results and the ranks of the first hits."""
     names = set.intersection(*(set(values) for values, _, _ in tiles)) if tiles else set()
     ordered = [name for name in tiles[0][0] if name in names] if tiles else []
     values = {name: np.concatenate([tile[0][name] for tile in tiles]) for name in ordered}
     empty = np.empty((0, width), dtype=np.int32)
     top = joined([Ranking(empty, empty.astype(np.float32)), *(tile[1] for tile in tiles)])
     first_hit = np.concatenate([empty[:, 0], *(tile[2] for tile in tiles)])
-    return Scores(kept, values, top, relevant, first_hit, gallery, dropped)
+    return values, top, first_hit

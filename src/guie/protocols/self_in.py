@@ -74,7 +74,7 @@ def _outcome(part: Part, queries: np.ndarray, gallery: np.ndarray, found: dict[s
         "mAP_interval": interval(values),
         "queries": len(queries),
         "gallery": len(gallery),
-        "recall_curve": recall_curve(found["first_hit"]),
+        "recall_curve": recall_curve(found["first_hit"], len(gallery), len(gallery)),
         "domains": {
             domain or "all": {"merged": _of_domain(values[domains == domain], len(gallery))}
             for domain in sorted(set(domains.tolist()))
