@@ -10,6 +10,7 @@ from reports import made_up, png
 
 from guie.evaluate import evaluate
 from guie.report import album
+from guie.report import pairs as pairs_module
 from guie.report.against import changes
 from guie.report.album import Album
 from guie.report.charts import round_ticks
@@ -48,6 +49,11 @@ def test_precision_and_recall_are_those_of_all_pairs_in_one_list():
     assert (middle * pairs.impostor).sum() == pytest.approx(cosines[~same].mean(), abs=0.02)
     nearest = np.where(same, -1, cosines).max(axis=1)
     assert (middle * pairs.nearest).sum() == pytest.approx(nearest.mean(), abs=0.02)
+
+
+def test_a_gallery_that_is_too_large_to_copy_has_no_curves_of_pairs(monkeypatch):
+    monkeypatch.setattr(pairs_module, "NUMBERS", 120 * 8 - 1)
+    assert pair_scores("toy", made_up(), {}) is None
 
 
 def test_confused_classes_are_counted_as_a_loop_over_queries_counts_them(tmp_path):

@@ -14,7 +14,9 @@ from guie.search.exact import Exact
 from guie.types import Embeddings
 
 # Queries of the sample, and pairs that are looked at, about.
-MOST, PAIRS = 500, 20_000_000
+MOST, PAIRS = 500, 50_000_000
+# Of the gallery, which is copied once: half a GiB. A larger one is not looked at.
+NUMBERS = 1 << 27
 STEPS, BINS, POINTS = 2000, 50, 200
 
 
@@ -34,7 +36,7 @@ class PairScores:
 
 
 def pair_scores(name: str, embeddings: Embeddings, protocol: Mapping[str, Any]) -> PairScores | None:
-    """Return the scores of a sample of queries against the whole gallery; None where there are no pairs.
+    """Return the scores of a sample of queries against the whole gallery; None without pairs, or of a huge one.
 
     `protocol` is what metrics.json says of it: `asks` and `answers`. A pair is genuine where its labels are
     equal, or as the data set states.
@@ -43,7 +45,7 @@ def pair_scores(name: str, embeddings: Embeddings, protocol: Mapping[str, Any]) 
     part = Part(name, embeddings, Exact())
     queries = part.rows(protocol.get("asks", ("query", "test")))
     gallery = part.rows(protocol.get("answers", ("index", "test")))
-    if not len(queries) or not len(gallery):
+    if not len(queries) or not len(gallery) or gallery.size * embeddings.vectors.shape[1] > NUMBERS:
         return None
     drawn = min(len(queries), MOST, max(20, PAIRS // len(gallery)))
     chosen = np.sort(np.random.default_rng(0).permutation(len(queries))[:drawn])
