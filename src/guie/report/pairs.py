@@ -36,7 +36,7 @@ class PairScores:
 
 
 def pair_scores(name: str, embeddings: Embeddings, protocol: Mapping[str, Any]) -> PairScores | None:
-    """Return the scores of a sample of queries against the whole gallery; None without pairs, or of a huge one.
+    """Return the scores of some queries against the whole gallery; None without pairs, or of a huge one.
 
     `protocol` is what metrics.json says of it: `asks` and `answers`. A pair is genuine where its labels are
     equal, or as the data set states.
