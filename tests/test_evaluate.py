@@ -8,6 +8,7 @@ import pytest
 
 from guie.errors import UserError
 from guie.evaluate import evaluate
+from guie.protocols.chosen import over
 from guie.protocols.retrieval import Retrieval
 from guie.search.exact import Exact
 from guie.types import Embeddings
@@ -99,6 +100,32 @@ def test_several_datasets_share_an_index_but_no_labels():
     agrees(result["merged"], looped(joined))
     agrees(result["a"], looped(a))
     assert result["merged"]["gallery"] == result["a"]["gallery"] + result["b"]["gallery"]
+
+
+def test_data_sets_of_which_other_splits_ask_share_an_index():
+    one, other = made_up(0), made_up(1)
+    one.splits = np.full(len(one.files), "val", dtype=object)
+    other.splits = np.where(np.arange(len(other.files)) % 3 == 0, "val", "index").astype(object)
+    present = {"a": one.splits.tolist(), "b": other.splits.tolist()}
+    protocols = over({"a": Retrieval(), "b": Retrieval()}, "val", present)
+    merged = evaluate({"a": one, "b": other}, protocols).metrics["merged"]
+    assert merged["gallery"] == len(one.files) + len(other.files)
+    num_asking = (one.splits == "val").sum() + (other.splits == "val").sum()
+    assert merged["queries"] + merged["dropped_lone_queries"] == num_asking
+
+
+def test_results_of_queries_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    result, path = evaluate(made_up()), tmp_path / "queries.parquet"
+    result.write_queries(path)
+    before = path.read_bytes()
+
+    def full(handle):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        evaluate(made_up(1)).write_queries(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_label_in_two_domains_matches_only_when_asked():

@@ -10,11 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from guie.durable import replace_file
 from guie.embeddings import concatenate, one_space, sound, to_arrow
 from guie.protocols.part import Columns, Numbers, Part, Protocol, settings
 from guie.protocols.retrieval import Retrieval
@@ -56,12 +58,13 @@ class Evaluation:
 
 
 def write_columns(columns: Mapping[str, np.ndarray | list], path: str | Path) -> None:
-    """Write columns of one length as parquet."""
+    """Write columns of one length as parquet, in one step."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    arrays = [to_arrow(column) for column in columns.values()]
-    pq.write_table(pa.Table.from_arrays(arrays, names=list(columns)), path)
+    arrays, made = [to_arrow(column) for column in columns.values()], pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays(arrays, names=list(columns)), made)
+    replace_file(Path(path), made.getvalue())
 
 
 def evaluate(
@@ -153,11 +156,15 @@ def _merged(
 
 
 def _in_common(protocols: list[Protocol]) -> Retrieval:
-    """Return how a merged index is evaluated: as its data sets where they agree, else by the defaults."""
+    """Return how a merged index is evaluated: as its data sets where they agree, else by the defaults.
+
+    Who asks or answers in any of them does so there.
+    """
     first = protocols[0]
     if isinstance(first, Retrieval) and all(other == first for other in protocols):
         return replace(first, lists=0, group_by=None)
-    return Retrieval()
+    asks, answers = zip(*(one.roles[0] for one in protocols), strict=True)
+    return Retrieval(asks=sorted({*chain(*asks)}), answers=sorted({*chain(*answers)}))
 
 
 def _of(picture: Picture | None, name: str) -> Callable[[str], bytes] | None:
