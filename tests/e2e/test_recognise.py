@@ -131,6 +131,13 @@ def test_a_trained_judge_is_saved_and_applied(say, saved, tmp_path):
     code, lines = say(*words, lines[-1], f"out={tmp_path / 'out'}")
     assert code == 0 and len(predictions(tmp_path / "out")) == 8
     assert all(0 < float(row["score"]) < 1 for row in predictions(tmp_path / "out"))
+    judge, wrong = f"recognise.confidence.path={tmp_path / 'judge'}", f"out={tmp_path / 'wrong'}"
+    told = "guie-recognise: confidence: neighbours: 5; accepted: 10, as it was trained with"
+    assert say(*words, judge, "recognise.neighbours=5", wrong)[1][-1] == told
+    saved("a", space="other")
+    words[2] = f"nothing={{a:{saved('n', 2, 9.0, 'other')}}}"
+    told = "guie-recognise: confidence: space of a: other; accepted: a, as it was trained with"
+    assert say(*words, judge, wrong)[1][-1] == told and not (tmp_path / "wrong").exists()
 
 
 def test_mistakes_are_one_line(say, saved, tmp_path):

@@ -187,6 +187,14 @@ def test_few_places_are_no_agreement():
     assert agreement(np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)) == NOTHING
 
 
+def test_what_an_older_program_found_is_not_taken(tmp_path, monkeypatch):
+    key, found = key_of(b"picture"), {key_of(b"other"): 7}
+    Cache(tmp_path, {"a": 1}, {}).keep_inliers(key, found)
+    assert Cache(tmp_path, {"a": 1}, {}).inliers(key) == found
+    monkeypatch.setattr("guie.local.cache.FORMAT", 99)
+    assert Cache(tmp_path, {"a": 1}, {}).inliers(key) == {}
+
+
 @pytest.mark.parametrize(
     "made, message",
     [

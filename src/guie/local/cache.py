@@ -19,6 +19,7 @@ import numpy as np
 from guie.durable import replace_file
 from guie.local.matchers import Features
 
+FORMAT = 1  # one more where the same settings find something else: then nothing older is taken
 KEY_BYTES = 16
 _PAIR = np.dtype([("item", f"V{KEY_BYTES}"), ("inliers", "<i4")])
 
@@ -68,7 +69,7 @@ class Cache:
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _place(folder: Path | None, key: bytes, ending: str) -> Path:

@@ -60,6 +60,7 @@ class Boosted:
             _check(name, getattr(self, name), 2 if name == "folds" else 1)
         self.gaps: list[float] = []
         self._columns: list[str] = []
+        self._made_by: dict[str, Any] = {}
         self._trees: list[Any] = []
         if path:
             self.load(path)
@@ -82,12 +83,19 @@ class Boosted:
             labels, scores = chosen(evidence.votes, shares, self.choices)
             self.gaps.append(gap((labels == truth) & known, scores, known, answered=labels >= 0))
         best = np.argsort([-value for value in self.gaps], kind="stable")[: self.kept]
+        self._made_by = dict(evidence.made_by)
         self._columns, self._trees = list(table), [tree for place in best for tree in cuts[place]]
 
     def choose(self, evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
-        """Return the label (Q,) int64, -1 where nobody voted, and its probability (Q,) float32."""
+        """Return the label (Q,) int64, -1 where nobody voted, and its probability (Q,) float32.
+
+        Raises UserError where it is not trained, or by other settings, models or embedding spaces.
+        """
         if not self._trees:
             raise UserError("confidence: not trained; accepted: path=FOLDER of a trained one, or training")
+        for key, then in self._made_by.items():
+            if (now := evidence.made_by.get(key)) != then:
+                raise UserError(f"confidence: {key}: {now}; accepted: {then}, as it was trained with")
         table = features(evidence)
         if list(table) != self._columns:
             odd = sorted(set(table) ^ set(self._columns)) or ["their order"]
@@ -104,7 +112,8 @@ class Boosted:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         texts = [tree.model_to_string() for tree in self._trees]
-        plain = {"format": FORMAT, "columns": self._columns, "gaps": self.gaps, "trees": texts}
+        plain = {"format": FORMAT, "columns": self._columns, "made_by": self._made_by}
+        plain |= {"gaps": self.gaps, "trees": texts}
         replace_file(folder / FILE, json.dumps(plain).encode())
         return folder
 
@@ -116,6 +125,7 @@ class Boosted:
             if plain["format"] != FORMAT:
                 raise ValueError(f"format {plain['format']}")
             texts, self._columns, self.gaps = plain["trees"], plain["columns"], plain["gaps"]
+            self._made_by = dict(plain["made_by"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"confidence.path: {path} ({error}); accepted: what guie wrote") from error
         self._trees = [lightgbm().Booster(model_str=text) for text in texts]

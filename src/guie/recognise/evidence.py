@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,12 +27,14 @@ class Evidence:
     """`votes` for T labels; by model its `lists` and the similarities `negatives` (Q,n) to nothing known.
 
     `inliers` (Q,T): summed inlier scores of the candidates' neighbours, None without local features.
+    `made_by`: settings and embedding spaces that the numbers come from, as JSON.
     """
 
     votes: Votes
     lists: Mapping[str, Neighbours]
     negatives: Mapping[str, np.ndarray] = field(default_factory=dict)
     inliers: np.ndarray | None = None
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Support(NamedTuple):

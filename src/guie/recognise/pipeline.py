@@ -35,6 +35,7 @@ class View:
     """What one model sees: `queries`, a `gallery` with labels, and `negatives`, pictures of nothing known.
 
     Its list counts `weight` times in the merged one; with 0 it is looked at by the confidence model alone.
+    `space_id` names the embedding space.
     """
 
     queries: Side
@@ -42,6 +43,7 @@ class View:
     negatives: Side | None = None
     weight: float = 1.0
     search: Search = field(default_factory=Exact)
+    space_id: str = ""
 
 
 class Recogniser:
@@ -107,8 +109,16 @@ class Recogniser:
         ranked = ordered(whole.ids, whole.scores + confirmed)
         votes = vote(_labels(numbers, ranked.ids), ranked.scores, self.labels)
         lists = {name: Neighbours(_labels(numbers, one.ids), one.scores) for name, one in found.items()}
-        inliers = support(_labels(numbers, whole.ids), confirmed, votes.labels).total
-        return Evidence(votes, lists, self._negatives(views), inliers if self.local else None), names
+        inliers: np.ndarray | None = support(_labels(numbers, whole.ids), confirmed, votes.labels).total
+        negatives, inliers = self._negatives(views), inliers if self.local else None
+        return Evidence(votes, lists, negatives, inliers, self._made_by(views)), names
+
+    def _made_by(self, views: Mapping[str, View]) -> dict[str, Any]:
+        made: dict[str, Any] = {"neighbours": self.neighbours, "similarity": self.similarity}
+        if self.local is not None:
+            made |= {f"local.{name}": getattr(self.local, name) for name in ("top", "cap", "weight")}
+        made |= {f"weights.{name}": view.weight for name, view in views.items()}
+        return made | {f"space of {name}": view.space_id for name, view in views.items()}
 
     def _neighbours(self, view: View) -> Ranking:
         found = view.search.index(view.gallery).search(view.queries, self.neighbours)

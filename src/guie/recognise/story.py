@@ -55,6 +55,7 @@ def views_of(
             _side(name, part, ("index", "train"), picture, labels=True),
             Side(nothing[name].vectors, nothing[name].files) if name in nothing else None,
             float(weights.get(name, 1.0)),
+            space_id=part.space_id,
         )
         for name, part in parts.items()
     }
