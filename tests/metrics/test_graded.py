@@ -153,3 +153,8 @@ def test_the_authors_program_agrees(shared):
         assert [means[f"mP@{k} {name}"] for k in (1, 5, 10)] == pytest.approx(program["mpr@1,5,10"])
         counted = [np.nan if ap is None else ap for ap in program["aps"]]
         assert found[f"mAP {name}"].tolist() == pytest.approx(counted, abs=1e-12, nan_ok=True)
+
+
+def test_a_picture_twice_in_a_ranking_is_refused():
+    with pytest.raises(ValueError, match="ids: a picture twice in one ranking; expected each once"):
+        revisited.evaluate(np.array([[1, 1, 0]]), grades_of([{"easy": [1], "hard": [2]}]))

@@ -51,7 +51,7 @@ def evaluate(ids: np.ndarray, grades: Grades, *, ks: tuple[int, ...] = (1, 5, 10
 def per_query(ids: np.ndarray, grades: Grades, *, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, np.ndarray]:
     """Return the metrics of `evaluate` as {name: (Q,)}; NaN where a query has no picture of that level.
 
-    `ids` (Q,K) gallery positions, best first, -1 for none. The authors rank the whole gallery; pictures
+    `ids` (Q,K) gallery positions, best first, each once, -1 for none. The authors rank the whole gallery; pictures
     beyond the depth K count as not found.
     """
     values = {}
@@ -66,8 +66,13 @@ def per_query(ids: np.ndarray, grades: Grades, *, ks: tuple[int, ...] = (1, 5, 1
 
 
 def hits_at(ids: np.ndarray, grades: Grades, level: Level) -> Hits:
-    """Return the hits of the rankings `ids` (Q,K) at one level, its junk deleted from them."""
+    """Return the hits of the rankings `ids` (Q,K) at one level, its junk deleted from them.
+
+    Raises ValueError where a ranking holds more of a query's pictures than there are: one is in it twice.
+    """
     hits = find_stated_hits(ids, *grades.of(level.ok), distinct=True)
+    if (np.bincount(hits.query, minlength=len(hits)) > hits.relevant).any():
+        raise ValueError("ids: a picture twice in one ranking; expected each once")
     return without_junk(hits, stated_mask(ids, *grades.of(level.junk)))
 
 
