@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match=r"recognise.penalty: no pictures of nothing known"):
         Recogniser(penalty=Penalty()).predict({"one": one})
     with pytest.raises(UserError, match=r"recognise.confidence: none"):
-        Recogniser().fit({"one": one}, np.array(list("abc")))
+        Recogniser().fit({"one": one}, [["a"], ["b"], ["c"]])
     with pytest.raises(UserError, match=r"recognise.neighbours: 0; accepted: 1 or more"):
         Recogniser(neighbours=0)
 

@@ -50,3 +50,21 @@ def test_where_the_gallery_s_distractors_win_nothing_is_predicted(part, tmp_path
     with (tmp_path / story.FILE).open() as file:
         labels = {row["label"] for row in csv.DictReader(file)}
     assert labels <= {"", *"12345"} and "" in labels
+
+
+class Watched:
+    """A confidence model that keeps what it is trained on."""
+
+    def fit(self, evidence, truth):
+        self.evidence, self.truth = evidence, truth
+
+
+def test_a_judge_is_told_any_of_a_query_s_landmarks_and_of_distractors_none(part):
+    judge, gallery = Watched(), part.labels[QUERIES:].tolist()
+    names = list(dict.fromkeys(gallery))
+    Recogniser(confidence=judge).fit(story.views_of({"all": part}), story.truth_of(part))
+    for q, label in enumerate(judge.truth.tolist()):
+        right = [names.index(name) for name in part.further["landmarks"][q].split() if name in names]
+        best = [c for c in judge.evidence.votes.labels[q].tolist() if c in right]
+        assert label == (best[0] if best else right[0] if right else -1)
+    assert (judge.truth[::5] == -1).all() and (judge.truth >= 0).sum() == QUERIES * 4 // 5

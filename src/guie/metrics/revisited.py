@@ -51,8 +51,8 @@ def evaluate(ids: np.ndarray, grades: Grades, *, ks: tuple[int, ...] = (1, 5, 10
 def per_query(ids: np.ndarray, grades: Grades, *, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, np.ndarray]:
     """Return the metrics of `evaluate` as {name: (Q,)}; NaN where a query has no picture of that level.
 
-    `ids` (Q,K) gallery positions, best first, each once, -1 for none. The authors rank the whole gallery; pictures
-    beyond the depth K count as not found.
+    `ids` (Q,K) gallery positions, best first, each once, -1 for none. The authors rank the whole gallery;
+    pictures beyond the depth K count as not found.
     """
     values = {}
     for name, level in LEVELS.items():

@@ -6,7 +6,7 @@ query shares with pictures of nothing known, and labels seen too often, take off
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -90,13 +90,17 @@ class Recogniser:
         names = np.append(names, "")  # the last: what -1 stands for
         return Predictions(_files(views), names[labels], scores.astype(np.float32))
 
-    def fit(self, views: Mapping[str, View], truth: np.ndarray) -> None:
-        """Train `confidence` on queries of label `truth` (Q,) str; one the gallery lacks: nothing known."""
+    def fit(self, views: Mapping[str, View], truth: Sequence[Sequence[str]]) -> None:
+        """Train `confidence` on queries of which any label of `truth` (Q,) is right.
+
+        Labels that the gallery lacks, or none: nothing known.
+        """
         if self.confidence is None:
             raise UserError("recognise.confidence: none; accepted: a confidence model to be trained")
         evidence, names = self.evidence(views)
         numbers = {name: number for number, name in enumerate(names)}
-        self.confidence.fit(evidence, np.array([numbers.get(name, -1) for name in truth], np.int64))
+        right = [[numbers[name] for name in labels if name in numbers] for labels in truth]
+        self.confidence.fit(evidence, _one_of(right, evidence.votes.labels))
 
     def evidence(self, views: Mapping[str, View]) -> tuple[Evidence, np.ndarray]:
         """Return what is known of the queries, and the label of each number (C,) str."""
@@ -174,3 +178,11 @@ def _codes(labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
 def _labels(numbers: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Return the numbers of the labels of gallery positions (Q,K), -1 where there is none."""
     return np.where(ids >= 0, numbers[np.maximum(ids, 0)], -1) if len(numbers) else np.full(ids.shape, -1)
+
+
+def _one_of(right: Sequence[Sequence[int]], candidates: np.ndarray) -> np.ndarray:
+    """Return the best candidate (Q,T) that is right, else a right label, -1 where there is none; (Q,)."""
+    found = zip(candidates.tolist(), right, strict=True)
+    return np.array(
+        [next((c for c in [*row, *labels] if c in labels), -1) for row, labels in found], np.int64
+    )

@@ -74,9 +74,14 @@ def _side(
     return Side(part.vectors[rows], np.asarray(part.files, dtype=object)[rows], names, picture)
 
 
-def truth_of(part: Embeddings) -> np.ndarray:
-    """Return the labels (Q,) str of the rows that ask."""
-    return np.asarray(part.labels, dtype=object)[np.asarray(part.splits, dtype=str) == "query"]
+def truth_of(part: Embeddings) -> list[list[str]]:
+    """Return the labels of each row that asks, those of `landmarks` where there are; of a distractor none."""
+    rows = np.flatnonzero(np.asarray(part.splits, dtype=str) == "query")
+    labels = [[] if label == Recognition.distractor else [label] for label in part.labels[rows]]
+    several = part.further.get("landmarks")
+    if several is None:
+        return labels
+    return [text.split() if own else [] for own, text in zip(labels, several[rows], strict=True)]
 
 
 def predicted(recogniser: Recogniser, views: Mapping[str, View], out: Path) -> Predictions:
