@@ -137,9 +137,14 @@ def test_changed_queries_say_what_each_system_found(two):
         assert query["candidate"]["top_labels"] == theirs["top_labels"][row]
 
 
-def test_numbers_that_are_no_mean_over_queries_are_told_without_an_interval(tmp_path):
+def test_numbers_that_are_no_mean_over_queries_are_told_without_an_interval_and_settings_not(tmp_path):
+    numbers, protocols = {"R@1": 0.5, "queries": 40}, {"sop": {"temperature": None}}
     a, b = (
-        written(tmp_path / name, columns(), {"trained": {"sop": {"RP90": value, "R@1": 0.5, "queries": 40}}})
+        written(
+            tmp_path / name,
+            columns(),
+            {"trained": {"sop": {"RP90": value, "temperature": value, **numbers}}, "protocols": protocols},
+        )
         for name, value in (("a", 0.5), ("b", 0.75))
     )
     found = compare(*results(a, b), bootstrap=DRAWN, show=3)["wholes"]

@@ -17,7 +17,9 @@ from guie.local.learned import Learned
 from guie.local.matchers import Sift
 from guie.local.rerank import LocalFeatures
 from guie.local.verify import NOTHING, Geometry, agreement, verify
+from guie.postprocess.pipeline import Pipeline
 from guie.postprocess.step import Stage
+from guie.recognise.pipeline import Recogniser
 from guie.search.exact import Exact
 from guie.types import Ranking, Side
 
@@ -159,8 +161,6 @@ def test_embeddings_without_pictures_are_refused(tmp_path):
     bare = Side(np.ones((2, 3), np.float32))
     with pytest.raises(UserError, match=r"pictures: none, embeddings alone; accepted: a data set"):
         made(tmp_path).inliers(np.zeros((2, 1), np.int32), bare, bare)
-    with pytest.raises(UserError, match=r"^top: 0; accepted: above 0"):
-        LocalFeatures(top=0)
 
 
 def test_a_damaged_file_of_the_cache_is_as_if_it_were_not_there(tmp_path):
@@ -196,15 +196,23 @@ def test_what_an_older_program_found_is_not_taken(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "made, message",
+    "step, message",
     [
-        (lambda: LocalFeatures(workers=-1), "workers: -1"),
-        (lambda: LocalFeatures(geometry=Geometry(trials=0)), "trials: 0"),
-        (lambda: LocalFeatures(geometry=Geometry(tolerance_px=float("nan"))), "tolerance_px: nan"),
-        (lambda: Sift(max_keypoints=0), "max_keypoints: 0"),
-        (lambda: Learned(max_px=0), "max_px: 0"),
+        (LocalFeatures(top=0), "top: 0; accepted: 1 or more"),
+        (LocalFeatures(workers=-1), "workers: -1; accepted: above 0"),
+        (LocalFeatures(geometry=Geometry(trials=0)), "geometry.trials: 0; accepted: above 0"),
+        (LocalFeatures(geometry=Geometry(tolerance_px=float("nan"))), "geometry.tolerance_px: nan; accepted"),
     ],
 )
-def test_settings_by_which_nothing_would_be_found_are_refused(made, message):
-    with pytest.raises(UserError, match=rf"^{message}; accepted: above 0$"):
-        made()
+def test_settings_by_which_nothing_would_be_found_are_refused(step, message):
+    with pytest.raises(UserError, match=rf"^postprocess.a.{message}"):
+        Pipeline({"a": step}, Exact())
+    with pytest.raises(UserError, match=rf"^recognise.local.{message}"):
+        Recogniser(local=step)
+
+
+@pytest.mark.parametrize("made", [Sift, Learned])
+def test_pictures_without_size_or_keypoints_are_refused(made):
+    for name in ("max_px", "max_keypoints", "ratio"):
+        with pytest.raises(UserError, match=rf"^matcher.{name}: 0; accepted: above 0$"):
+            made(**{name: 0})

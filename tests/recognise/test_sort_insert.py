@@ -94,7 +94,7 @@ def test_the_step_names_pictures_by_its_training_vectors_and_finds_what_similari
 
 
 def test_what_it_cannot_do_is_one_line():
-    with pytest.raises(UserError, match=r"^neighbours: 0; accepted: 1 or more$"):
-        SortInsert(neighbours=0)
+    with pytest.raises(UserError, match=r"^postprocess.si.neighbours: 0; accepted: 1 or more$"):
+        Pipeline({"si": SortInsert(neighbours=0)}, Exact())
     with pytest.raises(UserError, match=r"^bank: no labels; accepted: training vectors with labels$"):
         SortInsert().fit(Side(np.ones((2, 2))))

@@ -90,9 +90,10 @@ def wholes(baseline: Result, candidate: Result) -> list[dict[str, Any]]:
     ours, theirs = (result.numbers.get("trained", {}) for result in (baseline, candidate))
     rows = []
     for dataset in (name for name in ours if name in theirs and name != "merged"):
-        for metric, value in ours[dataset].items():
-            other = theirs[dataset].get(metric)
-            if metric not in baseline.metrics and isinstance(value, float) and isinstance(other, float):
+        settings = baseline.numbers.get("protocols", {}).get(dataset, {})
+        for metric in (name for name in ours[dataset] if name not in (*baseline.metrics, *settings)):
+            value, other = ours[dataset][metric], theirs[dataset].get(metric)
+            if isinstance(value, float) and isinstance(other, float):
                 row = {"dataset": dataset, "metric": metric, "baseline": value, "candidate": other}
                 rows.append(row | {"change": other - value})
     return rows

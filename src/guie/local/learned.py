@@ -59,7 +59,8 @@ class Learned:
         pretrained: bool = True,
         device: str = "auto",
     ):
-        check_positive(max_px=max_px, max_keypoints=max_keypoints, ratio=ratio)
+        numbers = {"max_px": max_px, "max_keypoints": max_keypoints, "ratio": ratio}
+        check_positive(**{f"matcher.{name}": value for name, value in numbers.items()})
         self.network, self.pairing, self.ratio = network, pairing, ratio
         self.max_px, self.max_keypoints = max_px, max_keypoints
         self.pretrained, self.device = pretrained, device

@@ -44,7 +44,8 @@ class Sift:
     """
 
     def __init__(self, max_px: int = 800, max_keypoints: int = 1000, ratio: float = 0.85):
-        check_positive(max_px=max_px, max_keypoints=max_keypoints, ratio=ratio)
+        numbers = {"max_px": max_px, "max_keypoints": max_keypoints, "ratio": ratio}
+        check_positive(**{f"matcher.{name}": value for name, value in numbers.items()})
         self.max_px, self.max_keypoints, self.ratio = max_px, max_keypoints, ratio
 
     def describing(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from guie.local.cache import Cache, key_of
 from guie.local.fusion import fused
 from guie.local.matchers import Features, Matcher, Sift, check_positive
 from guie.local.verify import Geometry, agreement
-from guie.postprocess.step import Kind, Stage, Step, followed_by
+from guie.postprocess.step import SOME, Kind, Ranges, Stage, Step, followed_by
 from guie.types import Index, Ranking, Side
 
 log = logging.getLogger("guie")
@@ -38,6 +38,7 @@ class LocalFeatures(Step):
 
     kind: ClassVar[Kind] = "rerank"
     reads_vectors: ClassVar[bool] = False
+    ranges: ClassVar[Ranges] = {"top": SOME, "cap": SOME}
 
     def __init__(
         self,
@@ -53,13 +54,17 @@ class LocalFeatures(Step):
         self.geometry: Geometry = geometry or Geometry()
         self.top, self.cap, self.weight = top, cap, weight
         self.path, self.workers = path, workers
-        check_positive(top=top, cap=cap, workers=workers)
-        check_positive(tolerance_px=self.geometry.tolerance_px, trials=self.geometry.trials)
 
     @property
     def depth(self) -> int:
         """Return `top`."""
         return self.top
+
+    def check(self) -> None:
+        """Raise UserError on a parameter out of range, that of the geometry, too."""
+        super().check()
+        asked = {"geometry.tolerance_px": self.geometry.tolerance_px, "geometry.trials": self.geometry.trials}
+        check_positive(workers=self.workers, **asked)
 
     def settings(self) -> dict[str, Any]:
         """Return what changes a result: where it is cached and by how many threads does not."""

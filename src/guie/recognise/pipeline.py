@@ -68,6 +68,11 @@ class Recogniser:
         for name, value in {"neighbours": neighbours, "labels": labels}.items():
             if value < 1:
                 raise UserError(f"recognise.{name}: {value}; accepted: 1 or more")
+        if local is not None:
+            try:
+                local.check()
+            except UserError as error:
+                raise UserError(f"recognise.local.{error}") from error
         self.neighbours, self.similarity, self.labels = neighbours, similarity, labels
         self.local, self.confidence, self.penalty = local, confidence, penalty
         self.ban_above = ban_above

@@ -12,7 +12,7 @@ import numpy as np
 
 from guie.errors import UserError
 from guie.metrics.votes import vote
-from guie.postprocess.step import Kind, Stage, Step
+from guie.postprocess.step import SOME, Kind, Ranges, Stage, Step
 from guie.search.exact import knn
 from guie.types import Index, Ranking, Side
 
@@ -36,11 +36,10 @@ class SortInsert(Step):
 
     kind: ClassVar[Kind] = "rerank"
     needs_bank: ClassVar[bool] = True
+    ranges: ClassVar[Ranges] = {"neighbours": SOME}
 
     def __init__(self, neighbours: int = 3, threshold: float | None = 0.6):
         self.neighbours, self.threshold = neighbours, threshold
-        if neighbours < 1:
-            raise UserError(f"neighbours: {neighbours}; accepted: 1 or more")
         self._state: dict[str, np.ndarray] = {}
 
     def fit(self, bank: Side) -> None:
