@@ -7,6 +7,7 @@ from guie import evaluating, results
 from guie.datasets.evaluated import cropped
 from guie.datasets.manifest import from_columns
 from guie.images import decode
+from guie.views import Views
 
 
 def test_steps_that_look_at_pictures_see_of_a_query_what_was_embedded_and_distractors_whole(tmp_path):
@@ -20,3 +21,18 @@ def test_steps_that_look_at_pictures_see_of_a_query_what_was_embedded_and_distra
         np.testing.assert_array_equal(decode(read(name, "a.png")), pixels[5:35, 10:30])
         assert shown(name, "a.png") == read(name, "a.png") and shown(name, "b.png") is None
     np.testing.assert_array_equal(decode(read("x+more", "distractors/more/a.png")), pixels)
+
+
+def test_each_space_has_a_folder_of_its_own_whose_name_a_disk_takes():
+    many = dict.fromkeys(f"data_set_{i}" for i in range(40))
+    cases = [
+        ({"a": 0, "b": 0}, None, None),
+        ({"a": 0, "b": 0}, 8, None),
+        ({"a": 0, "b": 0}, None, Views(flip=True)),
+        ({"a": 0, "b": 0}, None, Views(scales=(1.0, 2.0))),
+        (many, 8, Views()),
+        (dict(list(many.items())[:-1]), 8, Views()),
+    ]
+    names = [evaluating._name(sets, {"keep": keep}, views) for sets, keep, views in cases]
+    assert names[:2] == ["a+b", "a+b-keep8"]
+    assert len(set(names)) == len(names) and max(map(len, names)) < 200

@@ -227,6 +227,11 @@ def untrained_embedder(cfg: Mapping[str, Any]) -> Any:
     return embedder({**cfg, "neck": {"_target_": "guie.models.necks.Identity"}, "side_inputs": False})
 
 
+def views(cfg: Mapping[str, Any]) -> Any:
+    """Return through what each picture is looked at several times; None: it is seen once."""
+    return build(cfg["views"], where="views") if cfg.get("views") else None
+
+
 def bench(
     cfg: Mapping[str, Any],
     sets: Mapping[str, Manifest],
@@ -240,7 +245,7 @@ def bench(
     from guie.embed.reading import Reader
 
     threads = cfg["hw"]["threads"] if "hw" in cfg else cfg["threads"]
-    reader = Reader(batch_size=cfg.get("batch_size", 128), threads=threads, device=device)
+    reader = Reader(batch_size=cfg.get("batch_size", 128), threads=threads, device=device, views=views(cfg))
     search = chosen_search(cfg.get("search"), cfg["memory_mib"])
     policy = cfg["bad_images"], cfg["max_bad_share"]
     return Bench(sets, reader, protocols(cfg, sets), search, *policy, notice, listed_in, here)

@@ -20,7 +20,6 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from guie import assembly, checkpoint, embeddings, evaluating, runfolder
-from guie.build import build
 from guie.data.bad_images import BadImages
 from guie.datasets.evaluated import cropped
 from guie.datasets.manifest import SPLITS, Manifest
@@ -57,7 +56,7 @@ def embed_configured(cfg: Mapping[str, Any], here: World, notice: Any) -> None:
     check_values(cfg)
     models = here.on_main(partial(chosen_models, cfg))
     weights = concatenation.check_weights(cfg["weights"], list(models))
-    views = build(cfg["views"], where="views") if cfg["views"] else None
+    views = assembly.views(cfg)
     dtype = precision(cfg["precision"], here.device)
     reader = Reader(cfg["batch_size"], cfg["threads"], here.device, dtype, views)
     sets = here.on_main_first(partial(chosen_rows, cfg))

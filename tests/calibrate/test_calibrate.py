@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from guie import evaluating
+from guie import measuring
 from guie.calibrate import pairs, thresholds
 from guie.calibrate.open_set import auroc, identification, open_set
 from guie.calibrate.thresholds import Thresholds, calibrate
@@ -263,9 +263,9 @@ def test_a_row_is_not_compared_with_itself():
 def test_guie_eval_tells_both_where_it_is_asked_and_keeps_the_thresholds(tmp_path):
     cfg = {"thresholds": True, "compression": False, "postprocess": {}, "seed": 0}
     part = {"set": embeddings()}
-    measured = evaluating.Measured(cfg, {"set": Retrieval()}, Exact(), tmp_path)
+    measured = measuring.Measured(cfg, {"set": Retrieval()}, Exact(), tmp_path)
     _, facts = measured.on(part, {})
     found, reports = calibrate(part, {"set": Retrieval()})
     assert facts["thresholds"] == found and facts["open_set"] == reports and "compression" not in facts
-    evaluating._keep_thresholds(facts, tmp_path)
+    measuring.keep_thresholds(facts, tmp_path)
     assert thresholds.load(tmp_path) == Thresholds("space", found)

@@ -9,9 +9,13 @@ import pytest
 from commands import TINY, console, metrics, run
 from PIL import Image
 
-from guie import embeddings
+from guie import assembly, embeddings
+from guie.embed.reading import Reader
+from guie.embed.space import space_id
+from guie.embed.vectors import embed
 from guie.errors import UserError
 from guie.images import decode
+from guie.views import Views
 
 BACKBONE = ["ckpt=none", "backbone=small", "backbone.image_px=32", "floors=false", "threads=1"]
 
@@ -81,6 +85,28 @@ def test_saved_embeddings_keep_the_stated_pairs(cropped_run, tmp_path):
     assert run("eval", f"embeddings={place}", f"out={tmp_path}") == 0
     assert metrics(tmp_path)["trained"] == metrics(cropped_run)["trained"]
     assert metrics(tmp_path)["protocols"] == metrics(cropped_run)["protocols"]
+
+
+@pytest.mark.parametrize("word", ["ckpt=runs/x", "dataset=toy", "backbone=small", "views=flip", "eval_cap=3"])
+def test_what_would_be_embedded_is_not_passed_over_in_silence(cropped_run, word):
+    key = word.partition("=")[0]
+    with pytest.raises(UserError, match=f"^{key}: given with saved embeddings; accepted: one of the two$"):
+        run("eval", f"embeddings={cropped_run / 'embeddings'}", word)
+
+
+def test_views_are_summed_in_a_space_of_their_own_that_is_not_the_runs(tiny_run, tmp_path):
+    words = [f"ckpt={tiny_run.folder}", f"data_root={tiny_run.data}", "threads=1", "device=cpu"]
+    for name, more in (("plain", []), ("flip", ["views=flip", "thresholds=true"])):
+        assert run("eval", *words, *more, f"out={tmp_path / name}") == 0
+    plain, flip = (metrics(tmp_path / name) for name in ("plain", "flip"))
+    made, meta = assembly.trained_embedder(tiny_run.folder)
+    assert (plain["space_id"], flip["space_id"]) == (space_id(made), space_id(made, views=Views(flip=True)))
+    rows = assembly.evaluation_rows(assembly.manifests(meta["config"]["eval_on"], str(tiny_run.data)))
+    expected = embed(made, rows["toy"], Reader(threads=1, views=Views(flip=True))).vectors
+    np.testing.assert_array_equal(embeddings.load(tmp_path / "flip" / "embeddings" / "toy").vectors, expected)
+    assert flip["floors"] == plain["floors"] and "backbone" in flip["floors"]
+    assert (tmp_path / "flip" / "thresholds.json").exists()
+    assert not (tiny_run.folder / "thresholds.json").exists()
 
 
 def test_one_process_of_many_evaluates_saved_embeddings(cropped_run, tmp_path, monkeypatch):

@@ -101,6 +101,7 @@ class Eval:
     fitted: str | None = None
     backbone: Any = None
     pool: Any = None
+    views: Any = None
     ckpt: str | None = None
     keep: int | None = None
     embeddings: str | None = None

@@ -1,0 +1,125 @@
+"""Embeddings through protocols, a search and its steps: their numbers, and what is said of them beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from guie.build import build
+from guie.embeddings import concatenate, one_space, with_distractors
+from guie.errors import UserError
+from guie.evaluate import Evaluation, Picture, by_step, evaluate
+from guie.protocols.part import Protocol, splits_of
+from guie.types import Embeddings, Search, Side
+
+if TYPE_CHECKING:
+    from guie.postprocess.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How embeddings are evaluated: by `protocols`, through `search` and the steps of `postprocess`.
+
+    What was fitted is kept in `out`/postprocess, by the process that `writes`. `picture` serves steps that
+    look at pictures.
+    """
+
+    cfg: Mapping[str, Any]
+    protocols: Mapping[str, Protocol]
+    search: Search
+    out: Path
+    picture: Picture | None = None
+    writes: bool = True
+
+    def on(
+        self,
+        found: Mapping[str, Embeddings],
+        bank: Mapping[str, Embeddings],
+        distractors: Mapping[str, Embeddings] | None = None,
+    ) -> tuple[Evaluation, dict[str, Any]]:
+        """Return the evaluation and facts for metrics.json: space_id, search, steps.
+
+        Steps that need training vectors are fitted on `bank`. With `distractors` each set is evaluated again,
+        as `<set>+<distractors>`, with these in its gallery. Raises UserError where the spaces differ.
+        """
+        one_space({**found, **(distractors or {}), **bank})
+        space = next(iter(found.values())).space_id
+        pipeline = self._pipeline(bank, space)
+        steps = pipeline.upto() if pipeline else [("", self.search)]
+        evaluation, told = by_step(found, self.protocols, steps, picture=self.picture)
+        if distractors:
+            among = self._among(found, distractors, pipeline or self.search)
+            evaluation = evaluation.with_further(among)
+        facts: dict[str, Any] = {"space_id": pipeline.space_id(space) if pipeline else space}
+        if pipeline:
+            facts |= {"vectors_space_id": space, "postprocess": list(pipeline.steps), "steps": told}
+        described: dict[str, Any] = getattr(self.search, "facts", dict)()
+        facts |= {"search": described} if described else {}
+        return evaluation, facts | self._sheets(found, bank)
+
+    def _sheets(self, found: Mapping[str, Embeddings], bank: Mapping[str, Embeddings]) -> dict[str, Any]:
+        """Return what is asked for of vectors as embedded; thresholds and open set from one process."""
+        facts: dict[str, Any] = {}
+        if self.cfg["thresholds"] and self.writes:
+            from guie.calibrate.thresholds import calibrate
+
+            rows, reports = calibrate(found, self.protocols, seed=self.cfg["seed"])
+            facts |= {"thresholds": rows, "open_set": reports}
+        if self.cfg["compression"]:
+            from guie.compression import sheet
+
+            facts["compression"] = sheet(found, self.protocols, bank, self.search)
+        return facts
+
+    def _among(
+        self, found: Mapping[str, Embeddings], distractors: Mapping[str, Embeddings], search: Search
+    ) -> Evaluation:
+        """Return the evaluation with `distractors` in each gallery."""
+        added = "+".join(distractors)
+        parts = {f"{name}+{added}": self._joined(name, part, distractors) for name, part in found.items()}
+        protocols = {f"{name}+{added}": self.protocols[name] for name in found}
+        return evaluate(parts, protocols, search=search, picture=self.picture, merged=False)
+
+    def _joined(self, name: str, part: Embeddings, distractors: Mapping[str, Embeddings]) -> Embeddings:
+        asks, answers = splits_of(self.protocols[name])
+        only = [split for split in answers if split not in asks]
+        if not only:
+            raise UserError(f"distractors: {name} is searched by itself alone; accepted: a set with an index")
+        return with_distractors(part, distractors, "index" if "index" in only else only[0])
+
+    def _pipeline(self, bank: Mapping[str, Embeddings], space: str) -> Pipeline | None:
+        """Return the steps of `postprocess`, fitted; None where there are none."""
+        if not self.cfg["postprocess"]:
+            return None
+        from guie.postprocess import saved
+        from guie.postprocess.pipeline import Pipeline
+
+        nodes = self.cfg["postprocess"]
+        steps = {name: build(node, where=f"postprocess.{name}") for name, node in nodes.items()}
+        pipeline = Pipeline(steps, self.search)
+        if self.cfg["fitted"]:
+            saved.load(pipeline, Path(self.cfg["fitted"]).expanduser(), space_id=space)
+        elif needing := [name for name, step in steps.items() if step.needs_bank and not step.state()]:
+            if not bank:
+                raise UserError(
+                    f"postprocess.{needing[0]}: no training vectors; accepted: bank=NAME or fitted=FOLDER"
+                )
+            whole = concatenate(bank)
+            pipeline.fit(Side(np.ascontiguousarray(whole.vectors), whole.files, whole.labels))
+            if self.writes:
+                saved.save(pipeline, self.out / "postprocess", space_id=space)
+        return pipeline
+
+
+def keep_thresholds(facts: Mapping[str, Any], *folders: Path) -> None:
+    """Write thresholds.json into the evaluation's folder, and the model's."""
+    if facts.get("thresholds"):
+        from guie.calibrate.thresholds import Thresholds
+
+        space = facts.get("vectors_space_id", facts["space_id"])
+        for folder in folders:
+            print(f"thresholds  {Thresholds(space, facts['thresholds']).save(folder)}")
