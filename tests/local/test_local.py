@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from guie.local.features import Keypoints, sift
-from guie.local.verify import NOTHING, match, verify
+from guie.local.verify import NOTHING, agreement, match, verify
 
 sys.path.insert(0, str(Path(__file__).parent))
 from scenes import TURN, scene, seen_again
@@ -62,3 +62,9 @@ def test_matches_are_mutual_nearest_by_a_plain_loop():
             expected.append((i, int(order[0])))
     assert len(expected) >= 15
     assert [tuple(pair) for pair in match(first, second).tolist()] == expected
+
+
+def test_four_places_prove_nothing_for_a_homography_explains_any_four():
+    first, second = np.random.default_rng(0).uniform(0, 200, (2, 5, 2)).astype(np.float32)
+    assert agreement(first[:4], second[:4]) == NOTHING
+    assert agreement(first, first + 7).inliers == 5

@@ -8,7 +8,7 @@ import numpy as np
 
 from guie.local.features import Keypoints
 
-MIN_MATCHES = 4  # a homography has no fewer
+MIN_MATCHES = 5  # a homography explains any four
 
 Model = Literal["homography", "affine"]
 
