@@ -258,6 +258,13 @@ def test_recognition_comes_from_predictions_or_from_an_evaluation(tmp_path):
         assert read(out)[1:] == [["a", "17 0.25"], ["b", ""]]
 
 
+def test_a_score_that_is_no_number_is_named_by_line(tmp_path):
+    (tmp_path / "p.csv").write_text("file,label,score\na.jpg,17,0.5\nb.jpg,17,high\n")
+    keys = {"source": str(tmp_path / "p.csv"), "out": str(tmp_path / "s.csv")}
+    with pytest.raises(UserError, match=r"p\.csv, line 3: score 'high'; accepted: a finite number"):
+        submit_configured(config(kind="recognition", **keys))
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -269,6 +276,12 @@ def test_recognition_comes_from_predictions_or_from_an_evaluation(tmp_path):
         ({"kind": "recognition", "out": "s.csv", "source": "."}, "source: queries.parquet cannot be read"),
         ({"kind": "retrieval", "check": "no.csv"}, "check: there is no file no.csv; accepted: a submission"),
         ({"kind": "retrieval", "sample": "no.csv"}, "sample: no.csv cannot be read"),
+        (
+            {"kind": "guie", "sample": "s.csv"},
+            "sample: given with kind=guie; accepted: with recognition, ret",
+        ),
+        ({"kind": "isc_matching", "max_pairs": 0}, "max_pairs: 0; accepted: 1 to 500,000"),
+        ({"kind": "retrieval", "fitted": "x"}, "fitted: x without steps; accepted: with 'postprocess="),
     ],
 )
 def test_a_wrong_key_is_named(tmp_path, monkeypatch, keys, said):

@@ -74,8 +74,7 @@ class Copies(Protocol):
             len(gallery),
         )
         matching, first = self.track == "matching", _First(truth)
-        depth = self.candidates if matching else max(SHOWN, 2 * self.max_pairs // len(queries))
-        depth = min(depth, len(gallery))
+        depth = min(self.candidates, len(gallery)) if matching else usual_depth(asking, self.max_pairs)
         pairs = best_pairs(asking, depth, self.max_pairs, deepen=not matching, seen=first.add)
         return self._outcome(part, (queries, gallery), pairs, first)
 
@@ -190,6 +189,11 @@ class Asking:
         """Yield (some of the query positions `rows`, their ranking)."""
         for tile, ranking in asked(self.index, cut(self.queries, rows), depth, self.self_ids[rows]):
             yield rows[tile], ranking
+
+
+def usual_depth(asking: Asking, limit: int) -> int:
+    """Return how many results of each query are most often enough for the `limit` best pairs of all."""
+    return min(asking.gallery, max(SHOWN, 2 * limit // len(asking.queries.vectors)))
 
 
 class _Best:

@@ -15,15 +15,16 @@ import numpy as np
 from guie import embeddings
 from guie.build import build
 from guie.errors import UserError
+from guie.metrics.copies import MOST_PAIRS
 from guie.postprocess import saved
 from guie.postprocess.pipeline import Pipeline
 from guie.postprocess.step import Role
-from guie.protocols.copies import Asking, best_pairs
+from guie.protocols.copies import Asking, best_pairs, usual_depth
 from guie.protocols.part import Part, Roles
 from guie.recognise.pipeline import Predictions
 from guie.search.chosen import chosen
 from guie.submit import isc, landmarks, universal
-from guie.submit.tables import read_rows, wanted_ids
+from guie.submit.tables import number, read_rows, wanted_ids
 from guie.types import Embeddings
 
 ENDINGS = {
@@ -33,6 +34,7 @@ ENDINGS = {
     "isc_matching": (".csv", ".csv.gz"),
     "isc_descriptor": (".h5", ".hdf5"),
 }
+SAMPLED = ("recognition", "retrieval")
 ROLES = Roles(("query",), ("index",))
 
 
@@ -40,6 +42,7 @@ def submit_configured(cfg: Mapping[str, Any]) -> None:
     """Write (or with `check` only check) a submission as `cfg` says, and print what it holds."""
     if cfg["kind"] not in ENDINGS:
         raise UserError(f"kind: '{cfg['kind']}'; accepted: {', '.join(ENDINGS)}")
+    _check_values(cfg)
     wanted = wanted_ids(cfg["sample"])
     if cfg["check"]:
         target = Path(cfg["check"]).expanduser()
@@ -61,6 +64,16 @@ def submit_configured(cfg: Mapping[str, Any]) -> None:
         return
     writers[cfg["kind"]](target, _source(cfg), cfg, wanted)
     print(f"{target}: {check(target, cfg, wanted)}")
+
+
+def _check_values(cfg: Mapping[str, Any]) -> None:
+    """Raise UserError naming a value that cannot be, or that this kind of file knows nothing of."""
+    if not 1 <= cfg["max_pairs"] <= MOST_PAIRS:
+        raise UserError(f"max_pairs: {cfg['max_pairs']}; accepted: 1 to {MOST_PAIRS:,}")
+    if cfg["sample"] and cfg["kind"] not in SAMPLED:
+        raise UserError(f"sample: given with kind={cfg['kind']}; accepted: with {', '.join(SAMPLED)}")
+    if cfg["fitted"] and not cfg["postprocess"]:
+        raise UserError(f"fitted: {cfg['fitted']} without steps; accepted: with 'postprocess=[NAME]'")
 
 
 def check(path: Path, cfg: Mapping[str, Any], wanted: Sequence[str] | None) -> str:
@@ -102,9 +115,12 @@ def write_recognition(
     """Write the predictions of guie-recognise, or of an evaluation whose protocol is recognition."""
     if source.suffix == ".csv" or (source / "predictions.csv").exists():
         path = source if source.suffix == ".csv" else source / "predictions.csv"
-        rows = [cells for _, cells in read_rows(path, ("file", "label", "score"))]
+        rows = [
+            (file, label, number(path, line, score, "score"))
+            for line, (file, label, score) in read_rows(path, ("file", "label", "score"))
+        ]
         columns: list[Sequence[Any]] = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
-        found = landmarks.as_predictions(columns[0], columns[1], [float(score) for score in columns[2]])
+        found = landmarks.as_predictions(*columns)
     else:
         found = _predicted(_queries(source, cfg, ("file", "predicted", "prediction_score")))
     landmarks.write_recognition(target, found, wanted)
@@ -146,8 +162,7 @@ def write_matching(target: Path, source: Path, cfg: Mapping[str, Any], wanted: S
     queries, gallery = part.roles(ROLES)
     index = part.search.index(part.side(gallery, labels=True))
     asking = Asking(part.side(queries), part.self_ids(queries, gallery), index, len(gallery))
-    depth = min(len(gallery), max(1, 2 * cfg["max_pairs"] // len(queries)))
-    pairs = best_pairs(asking, depth, cfg["max_pairs"])
+    pairs = best_pairs(asking, usual_depth(asking, cfg["max_pairs"]), cfg["max_pairs"])
     files = np.asarray(part.embeddings.files, dtype=object)
     isc.write_matching(target, pairs, files[queries].tolist(), files[gallery].tolist())
 
@@ -188,7 +203,7 @@ def _pipeline(cfg: Mapping[str, Any], space_id: str) -> Pipeline:
     nodes = cfg["postprocess"]
     steps = {name: build(node, where=f"postprocess.{name}") for name, node in nodes.items()}
     pipeline = Pipeline(steps, chosen(cfg["search"], cfg["memory_mib"]))
-    if steps and cfg["fitted"]:
+    if cfg["fitted"]:
         saved.load(pipeline, Path(cfg["fitted"]).expanduser(), space_id=space_id)
     return pipeline
 
