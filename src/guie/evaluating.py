@@ -92,6 +92,7 @@ class Rows(NamedTuple):
 def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     """Embed and evaluate a run, a checkpoint, or (ckpt=none) a backbone alone; by all processes of `here`."""
     from guie import assembly
+    from guie.embed.space import space_id
 
     _check_against(cfg)
     embedder, trained, folder = _model(cfg, here)
@@ -104,10 +105,17 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     out = Path(cfg["out"]).expanduser() if cfg["out"] else folder / "eval" / _name(rows.sets, cfg, views)
     here.on_main(lambda: out.mkdir(parents=True, exist_ok=True))
     bench = assembly.bench(cfg, rows.sets, here.device, notice, out, here)
+    measured = Measured(
+        cfg,
+        bench.protocols,
+        _of_all(bench.search, here),
+        out,
+        _pictures(rows.sets, rows.distractors),
+        here.is_main,
+    )
+    measured.check(space_id(embedder, views=views), rows.bank, rows.distractors)
     found = rows.apart(replace(bench, sets=rows.together()).embeddings(embedder.to(here.device), out))
     floors = here.on_main(lambda: _floors(cfg, bench, trained, here.device))
-    picture = _pictures(rows.sets, rows.distractors)
-    measured = Measured(cfg, bench.protocols, _of_all(bench.search, here), out, picture, here.is_main)
     evaluation, facts = measured.on(*found)
     facts = {"floors": floors, "seed": cfg["seed"], "ckpt": str(folder), **facts}
     as_trained = trained and folder.is_dir() and cfg["keep"] is None and views is None

@@ -35,6 +35,17 @@ class Measured:
     picture: Picture | None = None
     writes: bool = True
 
+    def check(
+        self, space: str, bank: Mapping[str, Any], distractors: Mapping[str, Any] | None = None
+    ) -> None:
+        """Raise UserError where `on` would for vectors of `space`, before there are any.
+
+        Of `bank` and `distractors` only what they are called counts.
+        """
+        self._steps(space, bank)
+        for name in self.protocols if distractors else ():
+            self._joined_split(name)
+
     def on(
         self,
         found: Mapping[str, Embeddings],
@@ -48,7 +59,7 @@ class Measured:
         """
         one_space({**found, **(distractors or {}), **bank})
         space = next(iter(found.values())).space_id
-        pipeline = self._pipeline(bank, space)
+        pipeline = self._fitted(space, bank)
         steps = pipeline.upto() if pipeline else [("", self.search)]
         evaluation, told = by_step(found, self.protocols, steps, picture=self.picture)
         if distractors:
@@ -80,39 +91,61 @@ class Measured:
     ) -> Evaluation:
         """Return the evaluation with `distractors` in each gallery."""
         added = "+".join(distractors)
-        parts = {f"{name}+{added}": self._joined(name, part, distractors) for name, part in found.items()}
+        parts = {
+            f"{name}+{added}": with_distractors(part, distractors, self._joined_split(name))
+            for name, part in found.items()
+        }
         protocols = {f"{name}+{added}": self.protocols[name] for name in found}
         return evaluate(parts, protocols, search=search, picture=self.picture, merged=False)
 
-    def _joined(self, name: str, part: Embeddings, distractors: Mapping[str, Embeddings]) -> Embeddings:
+    def _joined_split(self, name: str) -> str:
+        """Return the split of a data set that distractors join."""
         asks, answers = splits_of(self.protocols[name])
         only = [split for split in answers if split not in asks]
         if not only:
             raise UserError(f"distractors: {name} is searched by itself alone; accepted: a set with an index")
-        return with_distractors(part, distractors, "index" if "index" in only else only[0])
+        return "index" if "index" in only else only[0]
 
-    def _pipeline(self, bank: Mapping[str, Embeddings], space: str) -> Pipeline | None:
-        """Return the steps of `postprocess`, fitted; None where there are none."""
-        if not self.cfg["postprocess"]:
+    def _steps(self, space: str, bank: Mapping[str, Any]) -> Pipeline | None:
+        """Return the steps of `postprocess`, fitted where `fitted` is given; None where there are none.
+
+        Raises UserError where some need training vectors, and there is no `bank`.
+        """
+        nodes, fitted = self.cfg["postprocess"], self.cfg["fitted"]
+        if not nodes:
+            if fitted:
+                raise UserError(f"fitted: {fitted} without steps; accepted: with 'postprocess=[NAME]'")
             return None
         from guie.postprocess import saved
         from guie.postprocess.pipeline import Pipeline
 
-        nodes = self.cfg["postprocess"]
         steps = {name: build(node, where=f"postprocess.{name}") for name, node in nodes.items()}
         pipeline = Pipeline(steps, self.search)
-        if self.cfg["fitted"]:
-            saved.load(pipeline, Path(self.cfg["fitted"]).expanduser(), space_id=space)
-        elif needing := [name for name, step in steps.items() if step.needs_bank and not step.state()]:
-            if not bank:
-                raise UserError(
-                    f"postprocess.{needing[0]}: no training vectors; accepted: bank=NAME or fitted=FOLDER"
-                )
+        if fitted:
+            saved.load(pipeline, Path(fitted).expanduser(), space_id=space)
+        needing = _needing(pipeline)
+        if needing and not bank and not fitted:
+            raise UserError(
+                f"postprocess.{needing[0]}: no training vectors; accepted: bank=NAME or fitted=FOLDER"
+            )
+        return pipeline
+
+    def _fitted(self, space: str, bank: Mapping[str, Embeddings]) -> Pipeline | None:
+        """Return the steps of `postprocess`, fitted on `bank` where they were not before."""
+        pipeline = self._steps(space, bank)
+        if pipeline and not self.cfg["fitted"] and _needing(pipeline):
+            from guie.postprocess import saved
+
             whole = concatenate(bank)
             pipeline.fit(Side(np.ascontiguousarray(whole.vectors), whole.files, whole.labels))
             if self.writes:
                 saved.save(pipeline, self.out / "postprocess", space_id=space)
         return pipeline
+
+
+def _needing(pipeline: Pipeline) -> list[str]:
+    """Return the steps that want to be fitted."""
+    return [name for name, step in pipeline.steps.items() if step.needs_bank and not step.state()]
 
 
 def keep_thresholds(facts: Mapping[str, Any], *folders: Path) -> None:

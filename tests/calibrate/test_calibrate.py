@@ -261,7 +261,7 @@ def test_a_row_is_not_compared_with_itself():
 
 
 def test_guie_eval_tells_both_where_it_is_asked_and_keeps_the_thresholds(tmp_path):
-    cfg = {"thresholds": True, "compression": False, "postprocess": {}, "seed": 0}
+    cfg = {"thresholds": True, "compression": False, "postprocess": {}, "fitted": None, "seed": 0}
     part = {"set": embeddings()}
     measured = measuring.Measured(cfg, {"set": Retrieval()}, Exact(), tmp_path)
     _, facts = measured.on(part, {})

@@ -10,6 +10,7 @@ from commands import TINY, console, metrics, run
 from PIL import Image
 
 from guie import assembly, embeddings
+from guie.bench import Bench
 from guie.embed.reading import Reader
 from guie.embed.space import space_id
 from guie.embed.vectors import embed
@@ -148,6 +149,29 @@ def of_csv(classes, out, *words):
     chosen = ["dataset=csv", f"dataset.csv.path={classes / 'list.csv'}", *BACKBONE]
     assert run("eval", *chosen, f"data_root={classes}", f"out={out}", *words) == 0
     return metrics(out)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["postprocess=[pca_whitening]"],
+            r"postprocess\.pca_whitening: no training vectors; accepted: bank=",
+        ),
+        (["postprocess=[pca_whitening]", "fitted=nowhere"], "nowhere"),
+        (["fitted=nowhere"], r"fitted: nowhere without steps; accepted: with 'postprocess=\[NAME\]'"),
+        (
+            ["distractors=toy", "protocol=gpr1200"],
+            "distractors: csv is searched by itself alone; accepted: a set with an index",
+        ),
+    ],
+)
+def test_steps_that_cannot_be_are_refused_before_anything_is_embedded(
+    classes, tmp_path, monkeypatch, words, said
+):
+    monkeypatch.setattr(Bench, "embeddings", lambda *arguments: pytest.fail("embedded"))
+    with pytest.raises(UserError, match=said):
+        of_csv(classes, tmp_path / "x", *words)
 
 
 def test_val_rows_are_evaluated_on_request(classes, tmp_path):
