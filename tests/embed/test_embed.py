@@ -13,7 +13,7 @@ from guie.data.mixup import Mixup
 from guie.data.sampling import Shuffled
 from guie.embed.batches import CachedBatches
 from guie.embed.features import DrawnViews, augmented_views, cache_features
-from guie.embed.reading import Reader
+from guie.embed.reading import Job, Reader, looks
 from guie.embed.space import space_id
 from guie.embed.vectors import embed
 from guie.errors import UserError
@@ -236,6 +236,15 @@ def test_views_of_cached_pictures_are_those_of_the_batch_stage(manifest, tmp_pat
     together = warp(torch.from_numpy(pixels[rows]), warp.draws(9, 1, rows))
     for row in (0, 5):
         np.testing.assert_allclose(views.picture(1, row), together[row], atol=1e-3)
+
+
+def test_a_picture_whose_vector_is_not_finite_is_named(embedder, manifest):
+    def forward(images, rows):
+        return torch.from_numpy(np.where(rows == 7, np.nan, 1.0))[:, None]
+
+    job = Job(manifest, looks(manifest, embedder, None), READER, BadImages(manifest))
+    with pytest.raises(UserError, match=r"not finite in float32, of 1 pictures such as 7\.png; accepted"):
+        list(job.computed(job.cut(range(N)), forward, 1, np.dtype(np.float32)))
 
 
 def test_features_too_large_for_half_precision_are_refused(embedder, manifest, tmp_path):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from guie.data.bad_images import BadImages
 from guie.data.sizes import original_sizes
 from guie.datasets.manifest import CROP, Manifest
+from guie.embeddings import picture_names
 from guie.errors import UserError
 from guie.images import BadImage, decode
 from guie.launch import cores, ranks_here
@@ -99,8 +100,11 @@ class Job:
         looks = [torch.from_numpy(np.stack(look)).to(device) for look in zip(*found, strict=True)]
         with torch.autocast(device.type, self.reader.dtype, enabled=self.reader.dtype is not None):
             values = forward(looks, rows).float().cpu().numpy()
-        if not np.isfinite(values).all() or np.abs(values).max(initial=0) > np.finfo(dtype).max:
-            raise UserError(f"embed: features that are not finite in {dtype}; accepted: a network whose are")
+        bad = np.flatnonzero(~(np.abs(values) <= np.finfo(dtype).max).all(axis=1))
+        if len(bad):
+            name = picture_names(self.manifest, rows[bad[:1]])[0]
+            told = f"features that are not finite in {dtype}, of {len(bad)} pictures such as {name}"
+            raise UserError(f"embed: {told}; accepted: a network whose are")
         return values.astype(dtype)
 
     def _pictures(self, batches: Iterable[range]) -> Iterator[tuple[range, list[Any]]]:
