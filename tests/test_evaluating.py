@@ -23,6 +23,18 @@ def test_steps_that_look_at_pictures_see_of_a_query_what_was_embedded_and_distra
     np.testing.assert_array_equal(decode(read("x+more", "distractors/more/a.png")), pixels)
 
 
+def test_a_data_set_may_have_a_folder_of_the_name_of_distractors(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    columns = {"file": ["distractors/near/a.png"], "label": ["x"], "split": ["index"]}
+    (tmp_path / "distractors" / "near").mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / "distractors" / "near" / "a.png")
+    rows = from_columns("x", tmp_path, columns)
+    for more in ({}, {"more": rows}):
+        read = evaluating._pictures({"x": rows}, more)
+        for name in ("x", "x+more")[: 1 + len(more)]:
+            np.testing.assert_array_equal(decode(read(name, "distractors/near/a.png")), pixels)
+
+
 def test_each_space_has_a_folder_of_its_own_whose_name_a_disk_takes():
     many = dict.fromkeys(f"data_set_{i}" for i in range(40))
     cases = [

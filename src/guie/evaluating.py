@@ -103,7 +103,6 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     rows = _rows(cfg, here)
     views = assembly.views(cfg)
     out = Path(cfg["out"]).expanduser() if cfg["out"] else folder / "eval" / _name(rows.sets, cfg, views)
-    here.on_main(lambda: out.mkdir(parents=True, exist_ok=True))
     bench = assembly.bench(cfg, rows.sets, here.device, notice, out, here)
     measured = Measured(
         cfg,
@@ -114,6 +113,7 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
         here.is_main,
     )
     measured.check(space_id(embedder, views=views), rows.bank, rows.distractors)
+    here.on_main(lambda: out.mkdir(parents=True, exist_ok=True))
     found = rows.apart(replace(bench, sets=rows.together()).embeddings(embedder.to(here.device), out))
     floors = here.on_main(lambda: _floors(cfg, bench, trained, here.device))
     evaluation, facts = measured.on(*found)
@@ -224,11 +224,12 @@ def _pictures(sets: Mapping[str, Manifest], distractors: Mapping[str, Manifest])
     mine, others = ({name: reader(rows) for name, rows in side.items()} for side in (sets, distractors))
 
     def read(name: str, file: str) -> bytes:
+        own, joined, _ = name.partition("+")
         kind, _, rest = file.partition("/")
-        if kind == DISTRACTORS:
-            source, _, file = rest.partition("/")
-            return others[source](file)
-        return mine[name.partition("+")[0]](file)
+        source, _, rest = rest.partition("/")
+        if joined and kind == DISTRACTORS and source in others:
+            return others[source](rest)
+        return mine[own](file)
 
     return read
 
