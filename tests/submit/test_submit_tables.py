@@ -258,6 +258,24 @@ def test_recognition_comes_from_predictions_or_from_an_evaluation(tmp_path):
         assert read(out)[1:] == [["a", "17 0.25"], ["b", ""]]
 
 
+def test_a_submission_that_is_wrong_or_half_written_does_not_stay(tmp_path, monkeypatch):
+    (tmp_path / "p.csv").write_text("file,label,score\na.jpg,dog,0.5\n")
+    with pytest.raises(UserError, match=r"line 2: landmarks 'dog 0\.5'; accepted"):
+        keys = {"source": str(tmp_path / "p.csv"), "out": str(tmp_path / "s.csv")}
+        submit_configured(config(kind="recognition", **keys))
+    saved(tmp_path / "e")
+
+    def full(path, *arguments):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(isc.formats, "write_h5", full)
+    with pytest.raises(OSError, match="no space left"):
+        keys = {"source": str(tmp_path / "e"), "out": str(tmp_path / "s.h5")}
+        submit_configured(config(kind="isc_descriptor", **keys))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e", "p.csv"]
+
+
 def test_a_score_that_is_no_number_is_named_by_line(tmp_path):
     (tmp_path / "p.csv").write_text("file,label,score\na.jpg,17,0.5\nb.jpg,17,high\n")
     keys = {"source": str(tmp_path / "p.csv"), "out": str(tmp_path / "s.csv")}

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from guie.durable import sync
 from guie.embed import formats
 from guie.errors import UserError
 from guie.metrics.copies import MOST_PAIRS, ScoredPairs
@@ -78,8 +79,12 @@ def write_descriptors(path: Path, vectors: np.ndarray, files: Sequence[str], spl
             )
         named[f"{side}_ids"] = np.char.encode(ids).astype(f"S{formats.ISC_BYTES[side]}")
     partial = path.with_name(f".{path.name}.partial")
-    formats.write_h5(partial, {side: (vectors, rows) for side, rows in sides.items()}, named)
-    partial.replace(path)
+    try:
+        formats.write_h5(partial, {side: (vectors, rows) for side, rows in sides.items()}, named)
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

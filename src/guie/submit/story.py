@@ -63,7 +63,7 @@ def submit_configured(cfg: Mapping[str, Any]) -> None:
         print(f"{target}: {universal.write_zip(target, cfg['pt'], cfg['max_mib'])}")
         return
     writers[cfg["kind"]](target, _source(cfg), cfg, wanted)
-    print(f"{target}: {check(target, cfg, wanted)}")
+    print(f"{target}: {_checked(target, cfg, wanted)}")
 
 
 def _check_values(cfg: Mapping[str, Any]) -> None:
@@ -74,6 +74,15 @@ def _check_values(cfg: Mapping[str, Any]) -> None:
         raise UserError(f"sample: given with kind={cfg['kind']}; accepted: with {', '.join(SAMPLED)}")
     if cfg["fitted"] and not cfg["postprocess"]:
         raise UserError(f"fitted: {cfg['fitted']} without steps; accepted: with 'postprocess=[NAME]'")
+
+
+def _checked(path: Path, cfg: Mapping[str, Any], wanted: Sequence[str] | None) -> str:
+    """Return what `check` says of a file just written; one that is wrong does not stay."""
+    try:
+        return check(path, cfg, wanted)
+    except UserError:
+        path.unlink()
+        raise
 
 
 def check(path: Path, cfg: Mapping[str, Any], wanted: Sequence[str] | None) -> str:
