@@ -62,8 +62,6 @@ def _evaluated(name: str, manifest: Manifest, protocol: Protocol, cap: int | Non
     if not len(rows):
         wanted = ", ".join(sorted({*asks, *answers}))
         raise UserError(f"eval_on: {name} has no rows of split {wanted}; accepted: some, or split=val|train")
-    if cap is not None and cap < 1:
-        raise UserError(f"eval_cap: {cap}; accepted: 1 or more pictures, or null for all")
     return cropped(rows if cap is None else capped(rows, asks, answers, cap), protocol.crops)
 
 

@@ -13,7 +13,6 @@ from guie.datasets.evaluated import capped
 from guie.datasets.manifest import Manifest
 from guie.embed.reading import Reader
 from guie.embed.vectors import embed
-from guie.errors import UserError
 from guie.evaluate import Evaluation, evaluate
 from guie.floors import FLOORS, floor_embeddings
 from guie.protocols.part import Protocol, splits_of
@@ -47,8 +46,6 @@ class Bench:
         """Return the bench with at most `cap` pictures of each set that ask, and as many that answer."""
         if cap is None:
             return self
-        if cap < 1:
-            raise UserError(f"eval_cap: {cap}; accepted: 1 or more pictures, or null for all")
         sets = {name: capped(rows, *splits_of(self.protocols[name]), cap) for name, rows in self.sets.items()}
         less = {name: len(rows) for name, rows in sets.items() if len(rows) < len(self.sets[name])}
         for name, rows in less.items():

@@ -73,8 +73,10 @@ def capped(manifest: Manifest, asks: Sequence[str], answers: Sequence[str], cap:
 
     Those that ask are taken class by class, in the order of hashes, so that what searches itself keeps whole
     classes; those that answer by what is relevant to them, then by the hash of rows. Stated pairs stay where
-    both of their pictures do.
+    both of their pictures do. Raises UserError for a `cap` below 1.
     """
+    if cap < 1:
+        raise UserError(f"eval_cap: {cap}; accepted: 1 or more pictures, or null for all")
     splits = manifest.splits
     asking, answering = (np.flatnonzero(np.isin(splits, list(names))) for names in (asks, answers))
     if len(asking) <= cap and len(answering) <= cap:
