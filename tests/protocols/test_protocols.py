@@ -65,6 +65,22 @@ def test_landmark_retrieval_tells_public_from_private_and_leaves_ignored_out():
     assert numbers["queries"] == 15 - ignored - 1 and numbers["left_out"] == ignored + 1
 
 
+def test_landmark_retrieval_keeps_the_first_results_of_queries_that_count_on_request():
+    scores = random_scores(items=12)
+    rows = landmark_truth(scores)
+    result = evaluate({"x": scored(scores, truth=pairs(*rows))}, Stated(map_k=3, recall_ks=(1,), lists=7))
+    lists = result.lists["x"]
+    asked = {query for query, _, _, usage in rows if usage != "ignored"}
+    expected = [
+        (f"q{q}", f"r{i}", rank + 1, np.float32(scores[i, q]))
+        for q in range(scores.shape[1])
+        for rank, i in enumerate(np.argsort(-scores[:, q])[:7])
+        if f"q{q}" in asked
+    ]
+    assert list(zip(lists["query"], lists["item"], lists["rank"], lists["score"], strict=True)) == expected
+    assert {len(files) for files in result.queries["top_files"]} == {5}
+
+
 def test_a_stated_picture_that_is_not_there_counts_as_never_found():
     scores = random_scores(items=5, queries=1)
     best = f"r{np.argmax(scores[:, 0])}"
@@ -462,6 +478,7 @@ def test_the_recall_curve_ends_where_nobody_looked():
             r"protocol\.recall_ks: \[0\]; accepted: one or more whole numbers",
         ),
         (lambda: Retrieval(recall_ks=[]), r"protocol\.recall_ks: \[\]; accepted"),
+        (lambda: Stated(lists=-1), r"protocol\.lists: -1; accepted: 0 \(none\) or more"),
         (lambda: Retrieval(map_k=0), r"protocol\.map_k: \[0\]; accepted"),
         (lambda: KNN(temperature=0), r"protocol\.temperature: 0; accepted: above 0"),
         (lambda: Recognition(temperature=0.0), r"protocol\.temperature: 0\.0; accepted: above 0"),

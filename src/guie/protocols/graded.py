@@ -18,13 +18,14 @@ from guie.protocols.part import (
     Outcome,
     Part,
     Protocol,
+    accepted,
     interval,
     joined,
     positive,
     recall_curve,
     top_of,
 )
-from guie.protocols.scoring import first_hits
+from guie.protocols.scoring import first_hits, listed
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Stated(Protocol):
     """Pairs of relation ok are right (Google Landmarks v2 retrieval; Weyand et al., CVPR 2020).
 
     Numbers: mAP@`map_k` over all queries that a pair names, and of its public and private part; R@k. Queries
-    that are ignored count nowhere; those that no pair names are left out and counted.
+    that are ignored count nowhere; those that no pair names are left out and counted. The first `lists`
+    results of each query that counts are written.
     """
 
     map_k: int = 100
     recall_ks: Sequence[int] = (1, 5, 10)
     metric: str = "mAP@100"
+    lists: int = 0
     crops: Sequence[str] = ()
     asks: Sequence[str] = ("query",)
     answers: Sequence[str] = ("index",)
@@ -45,6 +48,7 @@ class Stated(Protocol):
     def __post_init__(self) -> None:
         positive("recall_ks", self.recall_ks)
         positive("map_k", [self.map_k])
+        accepted("lists", self.lists, self.lists >= 0, "0 (none) or more")
 
     def evaluate(self, part: Part) -> Outcome:
         """Return the numbers of the stated pairs."""
@@ -53,19 +57,22 @@ class Stated(Protocol):
         kept = queries[np.isin(np.arange(len(queries)), every.query) & (every.usage != IGNORED)]
         right = stated_pairs(part, kept, gallery, relations=RIGHT)
         tiles = []
-        depth = max(self.map_k, *self.recall_ks, SHOWN)
+        width = max(SHOWN, self.lists)
+        depth = max(self.map_k, *self.recall_ks, width)
         for tile, ranking in part.asked(kept, gallery, depth):
             query, item, _ = right.of(tile)
             hits = find_stated_hits(ranking.ids, query, item, distinct=True)
             values = {f"mAP@{self.map_k}": average_precision_at(hits, self.map_k)}
             values |= {f"R@{k}": recall_at(hits, k) for k in self.recall_ks}
-            tiles.append((values, top_of(ranking), hits.relevant, first_hits(hits)))
+            tiles.append((values, top_of(ranking, width), hits.relevant, first_hits(hits)))
         numbers, table = _summed(part, (kept, gallery), tiles, depth)
         name = f"mAP@{self.map_k}"
         parts = usage_means(table[name], right.usage)
         numbers |= {f"{name} {usage}": value for usage, value in parts.items()}
         numbers |= {"left_out": len(queries) - len(kept), "lost_pairs": right.lost}
-        return Outcome(numbers, table | {"usage": right.usage})
+        top = joined([tile[1] for tile in tiles])
+        lists = listed(part, kept, top, gallery, self.lists) if self.lists else None
+        return Outcome(numbers, table | {"usage": right.usage}, lists)
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ def _summed(
     """Return means and counts, and the per-query columns, of tiles (values, top, relevant, first hit)."""
     queries, gallery = rows
     values = {name: np.concatenate([tile[0][name] for tile in tiles]) for name in tiles[0][0]}
-    top = joined([tile[1] for tile in tiles])
+    top = top_of(joined([tile[1] for tile in tiles]))
     relevant, first_hit = (np.concatenate([tile[i] for tile in tiles]) for i in (2, 3))
     numbers: Numbers = {name: mean(column) for name, column in values.items()}
     name = next(iter(values))

@@ -23,7 +23,7 @@ from guie.protocols.part import (
     positive,
     recall_curve,
 )
-from guie.protocols.scoring import Depths, Scores, score
+from guie.protocols.scoring import Depths, Scores, listed, score
 from guie.types import Ranking
 
 
@@ -111,19 +111,6 @@ def domain_mean(domains: list[Numbers]) -> dict[str, float]:
     """Return the plain mean over domains of every number that all of them have."""
     names = [name for name, value in domains[0].items() if isinstance(value, float)]
     return {n: float(np.mean([d[n] for d in domains])) for n in names if all(n in d for d in domains)}
-
-
-def listed(part: Part, rows: np.ndarray, top: Ranking, gallery: np.ndarray, count: int) -> Columns:
-    """Return the first `count` results of each query as columns query, item, rank (from 1) and score."""
-    ids, scores = top.ids[:, :count], top.scores[:, :count]
-    query, column = np.nonzero(ids >= 0)
-    files = np.asarray(part.embeddings.files, dtype=object)
-    return {
-        "query": files[rows[query]],
-        "item": files[gallery[ids[query, column]]],
-        "rank": column + 1,
-        "score": scores[query, column],
-    }
 
 
 def _own(

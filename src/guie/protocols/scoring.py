@@ -8,7 +8,7 @@ import numpy as np
 
 from guie.metrics.hits import Hits, per_query
 from guie.protocols.labels import Labels
-from guie.protocols.part import SHOWN, Part, joined, top_of
+from guie.protocols.part import SHOWN, Columns, Part, joined, top_of
 from guie.types import Ranking
 
 # Results per query searched for MAP@R at most; where a class is larger, MAP@R is left out.
@@ -71,6 +71,19 @@ def first_hits(hits: Hits) -> np.ndarray:
     first = hits.order == 1
     found[hits.query[first]] = hits.rank[first]
     return found
+
+
+def listed(part: Part, rows: np.ndarray, top: Ranking, gallery: np.ndarray, count: int) -> Columns:
+    """Return the first `count` results of each query as columns query, item, rank (from 1) and score."""
+    ids, scores = top.ids[:, :count], top.scores[:, :count]
+    query, column = np.nonzero(ids >= 0)
+    files = np.asarray(part.embeddings.files, dtype=object)
+    return {
+        "query": files[rows[query]],
+        "item": files[gallery[ids[query, column]]],
+        "rank": column + 1,
+        "score": scores[query, column],
+    }
 
 
 def _depth(depths: Depths, relevant: np.ndarray) -> int:
