@@ -1,11 +1,13 @@
 """What guie-eval hands to steps that look at pictures, and to its report."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from guie import evaluating, results
+from guie import assembly, evaluating, results
 from guie.datasets.evaluated import cropped
 from guie.datasets.manifest import from_columns
+from guie.errors import UserError
 from guie.images import decode
 from guie.views import Views
 
@@ -33,6 +35,12 @@ def test_a_data_set_may_have_a_folder_of_the_name_of_distractors(tmp_path):
         read = evaluating._pictures({"x": rows}, more)
         for name in ("x", "x+more")[: 1 + len(more)]:
             np.testing.assert_array_equal(decode(read(name, "distractors/near/a.png")), pixels)
+
+
+def test_a_data_set_in_which_nobody_asks_is_named(tmp_path):
+    rows = from_columns("x", tmp_path, {"file": ["a.png"], "label": ["x"], "split": ["train"]})
+    with pytest.raises(UserError, match=r"^dataset x: no rows of split index, query, test; accepted: a data"):
+        assembly.evaluation_rows({"x": rows})
 
 
 def test_each_space_has_a_folder_of_its_own_whose_name_a_disk_takes():

@@ -61,7 +61,8 @@ def _evaluated(name: str, manifest: Manifest, protocol: Protocol, cap: int | Non
     rows = manifest.split(*asks, *answers)
     if not len(rows):
         wanted = ", ".join(sorted({*asks, *answers}))
-        raise UserError(f"eval_on: {name} has no rows of split {wanted}; accepted: some, or split=val|train")
+        accepted = "a data set that has some; guie-eval: split=val or train"
+        raise UserError(f"dataset {name}: no rows of split {wanted}; accepted: {accepted}")
     return cropped(rows if cap is None else capped(rows, asks, answers, cap), protocol.crops)
 
 
