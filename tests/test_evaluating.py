@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guie import assembly, evaluating, results
+from guie import assembly, embeddings, evaluating, results
+from guie.config.schema import Eval
 from guie.datasets.evaluated import cropped
 from guie.datasets.manifest import from_columns
 from guie.errors import UserError
 from guie.images import decode
+from guie.types import Embeddings
 from guie.views import Views
 
 
@@ -56,3 +58,12 @@ def test_each_space_has_a_folder_of_its_own_whose_name_a_disk_takes():
     names = [evaluating._name(sets, {"keep": keep}, views) for sets, keep, views in cases]
     assert names[:2] == ["a+b", "a+b-keep8"]
     assert len(set(names)) == len(names) and max(map(len, names)) < 200
+
+
+def test_saved_embeddings_of_two_spaces_are_refused(tmp_path):
+    rows = {name: np.array(["x", "y"], dtype=object) for name in embeddings.COLUMNS}
+    for space in ("one", "two"):
+        rows["splits"] = np.array(["test"] * 2, dtype=object)
+        embeddings.save(Embeddings(np.eye(2, dtype=np.float32), space_id=space, **rows), tmp_path / space)
+    with pytest.raises(UserError, match="two: embedding space two, 2-d; accepted: one, 2-d as one has"):
+        evaluating.of_saved(vars(Eval(embeddings=str(tmp_path))))

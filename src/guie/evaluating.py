@@ -52,7 +52,7 @@ def of_saved(cfg: Mapping[str, Any]) -> None:
 
 
 def saved_sets(place: Path) -> dict[str, Embeddings]:
-    """Return the saved embeddings at `place` by name; UserError where there are none or several spaces."""
+    """Return the saved embeddings at `place` by name; UserError where there are none."""
     folders = (
         [place] if (place / "meta.json").exists() else sorted(p.parent for p in place.glob("*/meta.json"))
     )
@@ -60,14 +60,7 @@ def saved_sets(place: Path) -> dict[str, Embeddings]:
         raise UserError(
             f"embeddings: {place} holds none; accepted: a folder that guie wrote, or a folder of them"
         )
-    found = {folder.name: embeddings.load(folder) for folder in folders}
-    first = next(iter(found.values())).space_id
-    for name, part in found.items():
-        if part.space_id != first:
-            raise UserError(
-                f"embeddings: {name} is of space {part.space_id}, not {first}; accepted: one space"
-            )
-    return found
+    return {folder.name: embeddings.load(folder) for folder in folders}
 
 
 class Rows(NamedTuple):

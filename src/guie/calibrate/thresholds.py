@@ -82,14 +82,14 @@ def at_rates(counted: Tally, rates: Sequence[float] = RATES, seed: int = 0) -> d
     }
     drawn = _drawn(counted, seed)
     numbers["at"] = [
-        {"false_match_rate": rate} | _at(rate, counted.levels, false, true, drawn) | _known(rate, numbers)
+        {"false_match_rate": rate} | _at(rate, counted.levels, false, true, drawn) | _enough(rate, numbers)
         for rate in rates
         if rate * numbers["impostor"] >= 1
     ]
     return numbers
 
 
-def _known(rate: float, numbers: Mapping[str, Any]) -> dict[str, bool]:
+def _enough(rate: float, numbers: Mapping[str, Any]) -> dict[str, bool]:
     return {"enough": rate * numbers["impostor"] >= ENOUGH}
 
 
@@ -171,8 +171,8 @@ class Thresholds:
     def save(self, folder: Path) -> Path:
         """Write `folder`/thresholds.json; rows of other data sets there stay where they are of this space."""
         path, mine = folder / FILE, {row["dataset"] for row in self.rows}
-        old = load(path).rows if path.exists() else []
-        kept = old if old and load(path).space_id == self.space_id else []
+        old = load(path) if path.exists() else self
+        kept = old.rows if old.space_id == self.space_id else []
         rows = [row for row in kept if row["dataset"] not in mine] + self.rows
         text = json.dumps({"space_id": self.space_id, "thresholds": rows}, indent=1)
         replace_file(path, f"{text}\n".encode())
