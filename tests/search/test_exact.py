@@ -131,12 +131,14 @@ def test_what_is_not_a_number_is_never_found_and_finds_nothing():
 
 
 def test_a_gpu_is_asked_for_only_where_there_is_one():
+    with pytest.raises(UserError, match="memory_mib: 0; accepted: above 0"):
+        exact.Exact(memory_mib=0)
     with pytest.raises(UserError, match=r"search.device: 'tpu'; accepted: cpu, cuda"):
-        exact.Exact(device="tpu").index(Side(near_ties(3, 4, 0)))
+        exact.Exact(device="tpu")
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"'cuda', but torch finds no GPU; accepted here: cpu"):
-            exact.Exact(device="cuda").index(Side(near_ties(3, 4, 0)))
+            exact.Exact(device="cuda")
 
 
 def test_a_whole_gallery_is_ranked_without_a_copy_of_its_vectors():

@@ -20,6 +20,8 @@ def test_the_choices_are_these():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_choice_is_built_with_the_memory_of_the_command(name):
+    if name != "exact":
+        pytest.importorskip("faiss")
     cfg = composed("eval", [f"search={name}", "memory_mib=3", "embeddings=x"])
     search = chosen(cfg["search"], cfg["memory_mib"])
     assert getattr(search, "_exact", search).memory_mib == 3

@@ -73,6 +73,9 @@ class IVF:
         self.recall, self._exact = Recall(check_every), Exact(memory_mib)
         if device not in ("cpu", "cuda"):
             raise UserError(f"search.device: '{device}'; accepted: cpu, cuda")
+        _faiss("IVF")
+        if device == "cuda":
+            _check_gpu()
 
     def index(self, gallery: Side) -> Index:
         """Return the trained and filled index; a gallery too small for lists is searched exactly."""
@@ -114,6 +117,7 @@ class HNSW:
         _at_least("links", links, 2)
         _at_least("build_depth", build_depth)
         _at_least("depth", depth)
+        _faiss("HNSW")
         self.links, self.build_depth, self.depth = links, build_depth, depth
         self.recall, self._exact = Recall(check_every), Exact(memory_mib)
 
@@ -174,13 +178,20 @@ def _faiss(name: str) -> Any:
     return faiss
 
 
-def _on_gpu(index: Any) -> Any:
-    """Return `index` on this process's GPU."""
+def _check_gpu() -> None:
+    """Raise UserError where this process has no GPU, or faiss does not know how to use it."""
     import faiss
     import torch
 
     if not hasattr(faiss, "StandardGpuResources") or not torch.cuda.is_available():
         raise UserError("search.device: 'cuda' needs a GPU and faiss built for it; accepted here: cpu")
+
+
+def _on_gpu(index: Any) -> Any:
+    """Return `index` on this process's GPU."""
+    import faiss
+    import torch
+
     resources = faiss.StandardGpuResources()
     made: Any = faiss.index_cpu_to_gpu(resources, torch.cuda.current_device(), index)
     made.resources = resources  # lives as long as the index that uses it

@@ -46,18 +46,24 @@ class OnCpu:
 
 
 class OnGpu:
-    """`gallery` (N,D) float32 held by this process's GPU; UserError where there is none."""
+    """`gallery` (N,D) float32 held by this process's GPU."""
 
     def __init__(self, gallery: np.ndarray):
         import torch
 
-        if not torch.cuda.is_available():
-            raise UserError("search.device: 'cuda', but torch finds no GPU; accepted here: cpu")
         self._gallery = torch.as_tensor(gallery, device="cuda")
 
     def __call__(self, tile: np.ndarray, k: int) -> Found:
         """Return the candidates of `tile`."""
         return by_torch(tile, self._gallery, k)
+
+
+def check_gpu() -> None:
+    """Raise UserError where this process has no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("search.device: 'cuda', but torch finds no GPU; accepted here: cpu")
 
 
 def by_faiss(tile: np.ndarray, gallery: np.ndarray, k: int) -> Found:

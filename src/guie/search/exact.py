@@ -45,10 +45,16 @@ class Exact:
     memory_mib: float = 16
     device: Literal["cpu", "cuda"] = "cpu"
 
-    def index(self, gallery: Side) -> ExactIndex:
-        """Return the gallery's rows as they are."""
+    def __post_init__(self) -> None:
         if self.device not in ("cpu", "cuda"):
             raise UserError(f"search.device: '{self.device}'; accepted: cpu, cuda")
+        if self.memory_mib <= 0:
+            raise UserError(f"memory_mib: {self.memory_mib}; accepted: above 0")
+        if self.device == "cuda":
+            engines.check_gpu()
+
+    def index(self, gallery: Side) -> ExactIndex:
+        """Return the gallery's rows as they are."""
         vectors = np.ascontiguousarray(gallery.vectors, dtype=np.float32)
         engine = engines.OnGpu(vectors) if self.device == "cuda" else engines.OnCpu(vectors)
         return ExactIndex(vectors, self.memory_mib, engine)
