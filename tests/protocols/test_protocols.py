@@ -109,6 +109,30 @@ def test_a_query_without_pictures_of_a_level_is_left_out_of_its_mean():
     assert np.isnan(result.queries["mAP E"]).tolist() == [False, True]
 
 
+def test_each_level_has_an_interval_and_pairs_without_any_are_refused():
+    scores = random_scores()
+    hard = evaluate(
+        {"x": scored(scores, truth=pairs(("q0", "r0", "hard"), ("q1", "r2", "hard")))}, Revisited()
+    )
+    numbers = hard.metrics["x"]
+    for level in "MH":
+        low, high = numbers[f"mAP {level}_interval"]
+        assert low <= numbers[f"mAP {level}"] <= high
+    assert "mAP E_interval" not in numbers and numbers["queries E"] == 0
+    with pytest.raises(UserError, match="x: no pair is easy or hard; accepted: graded pairs"):
+        evaluate({"x": scored(scores, truth=pairs(("q0", "r0", "junk")))}, Revisited())
+
+
+def test_queries_that_nothing_in_the_gallery_shows_are_dropped_where_queries_stay_in_too():
+    r = np.random.default_rng(0)
+    found = labelled(r.standard_normal((6, 4)), list("abcabd"), splits=["query"] * 3 + ["index"] * 3)
+    protocol = SelfIn(asks=("query",), answers=("index",))
+    numbers = evaluate({"x": found}, protocol).metrics["x"]
+    assert (numbers["queries"], numbers["dropped_lone_queries"]) == (2, 1)
+    with pytest.raises(UserError, match="x: no query's label is in the gallery"):
+        evaluate({"x": replace(found, labels=np.array(list("abcdef"), dtype=object))}, protocol)
+
+
 def test_the_best_pairs_of_all_queries_are_those_of_the_whole_matrix():
     scores = random_scores(1, items=60, queries=9)
     scores[:, 4] += 2  # all of the best pairs are this query's, so it has to be asked again and deeper

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from guie.errors import UserError
 from guie.metrics import revisited
 from guie.metrics.groups import IGNORED, mean, usage_means
 from guie.metrics.hits import average_precision_at, find_stated_hits, recall_at
@@ -96,6 +97,10 @@ class Revisited(Protocol):
         """Return mAP and mP@k at the three levels."""
         queries, gallery = part.roles(self.roles[0])
         pairs = stated_pairs(part, queries, gallery)
+        if not np.isin(pairs.relation, revisited.LEVELS["M"].ok).any():
+            raise UserError(
+                f"{part.name}: no pair is easy or hard; accepted: graded pairs, or protocol=retrieval"
+            )
         tiles = []
         for tile, ranking in part.asked(queries, gallery, len(gallery)):
             grades = revisited.Grades(*pairs.of(tile))
@@ -116,8 +121,10 @@ def _summed(
     top = top_of(joined([tile[1] for tile in tiles]))
     relevant, first_hit = (np.concatenate([tile[i] for tile in tiles]) for i in (2, 3))
     numbers: Numbers = {name: mean(column) for name, column in values.items()}
-    name = next(iter(values))
-    numbers[f"{name}_interval"] = interval(values[name][~np.isnan(values[name])])
+    for name in values:
+        counted = values[name][~np.isnan(values[name])]
+        if name.startswith("mAP") and len(counted):
+            numbers[f"{name}_interval"] = interval(counted)
     numbers |= {"queries": len(queries), "gallery": len(gallery)}
     numbers["recall_curve"] = recall_curve(first_hit, depth, len(gallery))
     columns = part.described(queries) | {"relevant": relevant, "first_hit": first_hit} | values

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from guie.errors import UserError
 from guie.metrics.hits import average_precision, find_hits
 from guie.protocols.part import Outcome, Part, Protocol, asked, codes, cut, interval, recall_curve, top_of
 from guie.protocols.scoring import first_hits
@@ -33,6 +34,10 @@ class SelfIn(Protocol):
         """Return mAP with the queries left in."""
         queries, gallery = part.roles(self.roles[0])
         labels, _ = codes(part.embeddings.labels)
+        known = np.isin(labels[queries], labels[gallery])
+        if not known.any():
+            raise UserError(f"{part.name}: no query's label is in the gallery; accepted: labels of both")
+        queries = queries[known]
         index, side = part.search.index(part.side(gallery, labels=True)), part.side(queries)
         asking, answering = labels[queries], labels[gallery]
         found = _scored(index, side, asking, answering, min(_FIRST, len(gallery)))
@@ -41,7 +46,9 @@ class SelfIn(Protocol):
             again = _scored(index, cut(side, deeper), asking[deeper], answering, len(gallery))
             for name, column in found.items():
                 column[deeper] = again[name]
-        return _outcome(part, queries, gallery, found)
+        outcome = _outcome(part, queries, gallery, found)
+        outcome.numbers["dropped_lone_queries"] = int((~known).sum())
+        return outcome
 
 
 def _scored(
