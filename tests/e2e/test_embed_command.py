@@ -62,6 +62,15 @@ def words(data, monkeypatch, tmp_path):
     return [*pictures, "device=cpu", "batch_size=2", "threads=1"]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Compute on one thread, as a forked child does: another number of threads rounds otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def vectors_of(path, data, **options):
     manifest = assembly.manifests(
         {"folder": {"_target_": "guie.datasets.folder.folder", "root": str(data)}}, "."

@@ -40,7 +40,8 @@ def test_ranks_get_the_same_words_but_for_the_launch_and_their_code_comes_back(s
     code, _, (command, ranks) = started("launch.processes=2", *words)
     assert (code, ranks) == (7, 2)
     assert command[1:3] == ["-m", "guie.cli.train"]
-    assert command[3:] == ["optim.lr=0.3", "device=cpu", "dataset@eval_on=[toy]", "run_dir=a (1)"]
+    protocol = "+protocol@protocol.toy=retrieval"
+    assert command[3:] == [protocol, "optim.lr=0.3", "device=cpu", "dataset@eval_on=[toy]", "run_dir=a (1)"]
 
 
 def test_each_job_of_a_plain_sweep_is_launched_in_its_own_folder(started):
