@@ -1,7 +1,13 @@
 """What is printed after an evaluation beside the table: a protocol's own metrics, and the steps."""
 
-from guie.evaluate import Evaluation
-from guie.results import print_protocols, print_steps
+import json
+
+import numpy as np
+
+from guie.evaluate import Evaluation, evaluate
+from guie.protocols.graded import Revisited
+from guie.results import print_protocols, print_steps, write_results
+from guie.types import Embeddings, Pairs
 
 
 def evaluation(**sets):
@@ -43,3 +49,18 @@ def test_without_steps_there_is_no_table(capsys):
     print_steps([])
     print_steps([{"step": "", "metrics": {"x": "mP@5"}, "values": {"x": 1.0}, "seconds": 1.0}])
     assert capsys.readouterr().out == ""
+
+
+def test_what_is_not_defined_is_left_out_of_metrics_json(tmp_path):
+    r = np.random.default_rng(0)
+    files = np.array(["q", *"abcdef"], dtype=object)
+    pairs = Pairs(*(np.array(column, dtype=object) for column in (["q"], ["a"], ["easy"], ["public"])))
+    names = np.full(7, "x", dtype=object)
+    splits = np.array(["query", *["index"] * 6], dtype=object)
+    part = Embeddings(r.normal(size=(7, 4)).astype(np.float32), files, names, names, splits, "space", pairs)
+    found = evaluate({"ox": part}, Revisited())
+    assert np.isnan(found.metrics["ox"]["mAP H"])
+    write_results(tmp_path, found, {"floors": {}, "space_id": "space", "seed": 0})
+    read = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=lambda word: 1 / 0)
+    assert "mAP H" not in read["trained"]["ox"] and read["trained"]["ox"]["mAP E"] > 0
+    assert (tmp_path / "report.html").exists()

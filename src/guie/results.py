@@ -6,6 +6,7 @@ No torch: saved embeddings are evaluated in a second.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +39,8 @@ def write_results(
     """Write queries.parquet, metrics.json (with `facts`) and report.html, then print the table.
 
     metrics.json says by which protocol each data set was evaluated and, where `facts` have the floors, what
-    is below the frozen baseline. Results that a protocol keeps are in lists_<set>.parquet. `facts["steps"]`
-    are printed as a table.
+    is below the frozen baseline; a number that is not defined (mAP H where nothing is hard) is left out.
+    Results that a protocol keeps are in lists_<set>.parquet. `facts["steps"]` are printed as a table.
 
     `found` are embeddings to keep in embeddings/<set>, `kept` those that are kept elsewhere; `sets` give the
     report's galleries their pictures; `against` is the evaluation that it is compared with.
@@ -53,7 +54,8 @@ def write_results(
     short = safety.shortfalls(evaluation.metrics, facts.get("floors", {}), evaluation.named)
     numbers: dict[str, Any] = {"trained": evaluation.metrics, "protocols": evaluation.protocols, **facts}
     numbers["below_frozen"] = [one._asdict() for one in short]
-    replace_file(folder / "metrics.json", (json.dumps(numbers, indent=1) + "\n").encode())
+    text = json.dumps(_defined(numbers), indent=1, allow_nan=False)
+    replace_file(folder / "metrics.json", f"{text}\n".encode())
     pictures = _picture_reader(sets) if sets else None
     write_report(folder, read_picture=pictures, found={**(found or {}), **(kept or {})}, against=against)
     print_table(numbers)
@@ -63,6 +65,19 @@ def write_results(
         if "one_shot_error" in values and name != "merged":
             error, num_runs = values["one_shot_error"], len(values["domains"])
             print(f"{name}: one-shot error {error:.2%}, mean over {num_runs} runs")
+
+
+def _defined(value: Any) -> Any:
+    """Return a value without entries that are NaN, which JSON has no word for, or lists that hold one."""
+    if not isinstance(value, Mapping):
+        return [_defined(item) for item in value] if isinstance(value, list | tuple) else value
+    return {key: _defined(item) for key, item in value.items() if not _lacks(item)}
+
+
+def _lacks(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_lacks, value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def print_protocols(evaluation: Evaluation) -> None:
