@@ -95,7 +95,9 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
         cfg["protocol"] = cfg["protocol"] or seen.get("protocol") or {}
     rows = _rows(cfg, here)
     views = assembly.views(cfg)
-    out = Path(cfg["out"]).expanduser() if cfg["out"] else folder / "eval" / _name(rows.sets, cfg, views)
+    home = _home(folder)
+    name = ("" if home == folder else f"{folder.name}-") + _name(rows.sets, cfg, views)
+    out = Path(cfg["out"]).expanduser() if cfg["out"] else home / "eval" / name
     bench = assembly.bench(cfg, rows.sets, here.device, notice, out, here)
     measured = Measured(
         cfg,
@@ -111,7 +113,7 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     floors = here.on_main(lambda: _floors(cfg, bench, trained, here.device))
     evaluation, facts = measured.on(*found)
     facts = {"floors": floors, "seed": cfg["seed"], "ckpt": str(folder), **facts}
-    as_trained = trained and folder.is_dir() and cfg["keep"] is None and views is None
+    as_trained = trained and home == folder and cfg["keep"] is None and views is None
     written = partial(results.write_results, found=found.sets, sets=rows.sets, against=cfg["against"])
     here.on_main(lambda: _written(out, evaluation, facts, written, [folder] if as_trained else []))
 
@@ -133,6 +135,12 @@ def _floors(cfg: Mapping[str, Any], bench: Bench, trained: Mapping[str, Any] | N
         return {}
     untrained = assembly.untrained_embedder(trained).to(device) if trained else None
     return replace(bench, here=None, reader=bench.reader._replace(views=None)).floors(untrained)
+
+
+def _home(folder: Path) -> Path:
+    """Return the folder whose eval/ takes the results: a checkpoint's run, for it stays as it was saved."""
+    saved = (folder / "manifest.json").is_file() and folder.parent.name == "checkpoints"
+    return folder.parent.parent if saved else folder
 
 
 def _name(sets: Mapping[str, Any], cfg: Mapping[str, Any], views: Views | None) -> str:

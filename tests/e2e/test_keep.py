@@ -31,6 +31,16 @@ def test_a_prefix_is_evaluated_as_the_first_numbers_at_unit_length(tiny_run, eva
     assert metrics(evaluated)["space_id"] == prefix.space_id
 
 
+def test_a_checkpoint_stays_as_it_was_saved(tiny_run):
+    folder = sorted((tiny_run.folder / "checkpoints").glob("step_*"))[-1]
+    before = sorted(path.name for path in folder.iterdir())
+    words = [f"ckpt={folder}", f"data_root={tiny_run.data}", "threads=1", "floors=false", "thresholds=true"]
+    assert run("eval", *words) == 0
+    assert sorted(path.name for path in folder.iterdir()) == before
+    results = tiny_run.folder / "eval" / f"{folder.name}-toy"
+    assert (results / "thresholds.json").exists() and not (tiny_run.folder / "thresholds.json").exists()
+
+
 def test_an_exported_prefix_is_of_its_own_space(tiny_run, tmp_path):
     assert run("export", f"ckpt={tiny_run.folder}", f"pt={tmp_path / 'prefix.pt'}", "keep=16") == 0
     facts = describe(tmp_path / "prefix.pt")

@@ -276,6 +276,15 @@ def test_a_submission_that_is_wrong_or_half_written_does_not_stay(tmp_path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e", "p.csv"]
 
 
+def test_the_submission_that_was_there_stays_where_the_new_one_is_wrong(tmp_path):
+    (tmp_path / "p.csv").write_text("file,label,score\na.jpg,dog,0.5\n")
+    (tmp_path / "s.csv").write_text("id,landmarks\na,17 0.5\n")
+    keys = {"source": str(tmp_path / "p.csv"), "out": str(tmp_path / "s.csv"), "overwrite": True}
+    with pytest.raises(UserError, match=r"/s\.csv, line 2: landmarks 'dog 0\.5'; accepted"):
+        submit_configured(config(kind="recognition", **keys))
+    assert (tmp_path / "s.csv").read_text() == "id,landmarks\na,17 0.5\n"
+
+
 def test_a_score_that_is_no_number_is_named_by_line(tmp_path):
     (tmp_path / "p.csv").write_text("file,label,score\na.jpg,17,0.5\nb.jpg,17,high\n")
     keys = {"source": str(tmp_path / "p.csv"), "out": str(tmp_path / "s.csv")}

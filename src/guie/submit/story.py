@@ -6,6 +6,7 @@ guie-recognise (predictions.csv), or saved embeddings.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,16 @@ def submit_configured(cfg: Mapping[str, Any]) -> None:
             raise UserError("pt: not given; accepted: a file that guie-export wrote")
         print(f"{target}: {universal.write_zip(target, cfg['pt'], cfg['max_mib'])}")
         return
-    writers[cfg["kind"]](target, _source(cfg), cfg, wanted)
-    print(f"{target}: {_checked(target, cfg, wanted)}")
+    source, partial = _source(cfg), target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        writers[cfg["kind"]](partial, source, cfg, wanted)
+        said = check(partial, cfg, wanted)
+        partial.replace(target)
+    except UserError as error:
+        raise UserError(str(error).replace(str(partial), str(target))) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"{target}: {said}")
 
 
 def _check_values(cfg: Mapping[str, Any]) -> None:
@@ -74,15 +83,6 @@ def _check_values(cfg: Mapping[str, Any]) -> None:
         raise UserError(f"sample: given with kind={cfg['kind']}; accepted: with {', '.join(SAMPLED)}")
     if cfg["fitted"] and not cfg["postprocess"]:
         raise UserError(f"fitted: {cfg['fitted']} without steps; accepted: with 'postprocess=[NAME]'")
-
-
-def _checked(path: Path, cfg: Mapping[str, Any], wanted: Sequence[str] | None) -> str:
-    """Return what `check` says of a file just written; one that is wrong does not stay."""
-    try:
-        return check(path, cfg, wanted)
-    except UserError:
-        path.unlink()
-        raise
 
 
 def check(path: Path, cfg: Mapping[str, Any], wanted: Sequence[str] | None) -> str:
