@@ -10,34 +10,27 @@ process (PML needs 6 GiB). About 15 CPU seconds a repeat.
 
 import sys
 
-from evaluation_sides import check_equal, inputs, ours, ours_setup, pml_setup
-from timing import compare, peak_extra_mib, report
+from evaluation_sides import Sides, against_pml, inputs, ours, ours_setup, pml_setup
 
 QUERIES, GALLERY, DIM, CLASSES, TOP = 10_000, 100_000, 64, 10_000, 100
 
 INPUTS = inputs(f"r.integers({CLASSES}, size={QUERIES + GALLERY})", DIM, noise=1.5)
-OURS_SETUP = INPUTS + ours_setup(f"np.arange({QUERIES})", f"np.arange({QUERIES}, len(labels))")
-OURS = ours(TOP)
-PEER_SETUP = INPUTS + pml_setup(TOP)
 PEER = f"""
 sides = slice({QUERIES}), slice({QUERIES}, None)
 asking, answering = ([column[rows] for column in whole] for rows in sides)
 accuracies = calculator.get_accuracy(*asking, *answering)
 """
+SIDES = Sides(
+    INPUTS + ours_setup(f"np.arange({QUERIES})", f"np.arange({QUERIES}, len(labels))"),
+    ours(TOP),
+    INPUTS + pml_setup(TOP),
+    PEER,
+)
 
 
 def main(repeats: int) -> None:
-    namespace: dict = {}
-    exec(OURS_SETUP + PEER_SETUP, namespace)
-    ours, peer = compile(OURS, "ours", "exec"), compile(PEER, "peer", "exec")
-    exec(ours, namespace)
-    exec(peer, namespace)
-    check_equal(namespace)
-    speed = compare(lambda: exec(ours, namespace), lambda: exec(peer, namespace), repeats)
-    report(8, f"evaluation {QUERIES} x {GALLERY}, d={DIM}, top {TOP}, against PML: time", speed, ask=4)
-    memory = [peak_extra_mib(OURS_SETUP, OURS), peak_extra_mib(PEER_SETUP, PEER)]
-    print(f"extra peak memory: ours {memory[0]:.1f} MiB, PML {memory[1]:.1f} MiB")
-    report(8, "same: extra peak memory", memory[0] / memory[1], ask=1 / 30, at_most=True)
+    title = f"evaluation {QUERIES} x {GALLERY}, d={DIM}, top {TOP}"
+    against_pml(8, title, SIDES, repeats, speed=4, memory=1 / 30)
 
 
 if __name__ == "__main__":

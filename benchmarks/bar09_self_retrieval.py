@@ -12,17 +12,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from evaluation_sides import check_equal, inputs, ours, ours_setup, pml_setup
-from timing import compare, cpu_seconds, peak_extra_mib, report, spread
+from evaluation_sides import Sides, against_pml, inputs, ours, ours_setup, pml_setup
+from timing import cpu_seconds, report, spread
 
 ROWS, CLASSES, DIM, TOP = 60_502, 11_316, 64, 100
 OML = Path(__file__).parent / "oml"
 
 INPUTS = inputs(f"np.arange({ROWS}) % {CLASSES}", DIM, noise=1.2)
-OURS_SETUP = INPUTS + ours_setup("np.arange(len(labels))", "np.arange(len(labels))")
-OURS = ours(TOP)
-PEER_SETUP = INPUTS + pml_setup(TOP)
-PEER = "accuracies = calculator.get_accuracy(*whole)\n"
+SIDES = Sides(
+    INPUTS + ours_setup("np.arange(len(labels))", "np.arange(len(labels))"),
+    ours(TOP),
+    INPUTS + pml_setup(TOP),
+    "accuracies = calculator.get_accuracy(*whole)\n",
+)
 
 
 class Turns:
@@ -68,18 +70,10 @@ def against_oml(work, first: float, repeats: int) -> None:
 
 
 def main(repeats: int) -> None:
-    namespace: dict = {}
-    exec(OURS_SETUP + PEER_SETUP, namespace)
-    ours, peer = compile(OURS, "ours", "exec"), compile(PEER, "peer", "exec")
-    exec(ours, namespace)
-    exec(peer, namespace)
-    check_equal(namespace)
-    speed = compare(lambda: exec(ours, namespace), lambda: exec(peer, namespace), repeats)
-    report(9, f"{ROWS} rows search each other, d={DIM}, top {TOP}, against PML: time", speed, ask=2.5)
-    memory = [peak_extra_mib(OURS_SETUP, OURS), peak_extra_mib(PEER_SETUP, PEER)]
-    print(f"extra peak memory: ours {memory[0]:.1f} MiB, PML {memory[1]:.1f} MiB")
-    report(9, "same: extra peak memory", memory[0] / memory[1], ask=1 / 25, at_most=True)
-    against_oml(lambda: exec(ours, namespace), namespace["scores"].values["R@1"].mean(), repeats)
+    title = f"{ROWS} rows search each other, d={DIM}, top {TOP}"
+    left = against_pml(9, title, SIDES, repeats, speed=2.5, memory=1 / 25)
+    again = compile(SIDES.ours, "ours", "exec")
+    against_oml(lambda: exec(again, left), left["scores"].values["R@1"].mean(), repeats)
 
 
 if __name__ == "__main__":

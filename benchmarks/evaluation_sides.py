@@ -6,8 +6,21 @@ centres. `OURS` and `PML` make `scores` and `accuracies` of what their set-ups h
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from timing import compare, peak_extra_mib, report
+
 # Where a query has one number by both definitions.
 SAME = {"R@1": "precision_at_1", "R-Prec": "r_precision", "MAP@R": "mean_average_precision_at_r"}
+
+
+class Sides(NamedTuple):
+    """Source of both sides: what makes their inputs, and what is timed."""
+
+    ours_setup: str
+    ours: str
+    pml_setup: str
+    pml: str
 
 
 def inputs(labels: str, dim: int, noise: float) -> str:
@@ -63,3 +76,22 @@ def check_equal(namespace: dict) -> None:
         difference = abs(namespace["scores"].values[name].mean() - namespace["accuracies"][theirs])
         assert difference < 1e-6, f"{name}: {difference}"
         print(f"{name} {namespace['accuracies'][theirs]:.6f}, difference {difference:.1e}", flush=True)
+
+
+def against_pml(bar: int, title: str, sides: Sides, repeats: int, *, speed: float, memory: float) -> dict:
+    """Check both sides to be equal, time them in turn, weigh them; return what they left: `scores` ...
+
+    `speed` and `memory` are what the bar asks.
+    """
+    namespace: dict = {}
+    exec(sides.ours_setup + sides.pml_setup, namespace)
+    ours, peer = compile(sides.ours, "ours", "exec"), compile(sides.pml, "peer", "exec")
+    exec(ours, namespace)
+    exec(peer, namespace)
+    check_equal(namespace)
+    ratios = compare(lambda: exec(ours, namespace), lambda: exec(peer, namespace), repeats)
+    report(bar, f"{title}, against PML: time", ratios, ask=speed)
+    peaks = [peak_extra_mib(sides.ours_setup, sides.ours), peak_extra_mib(sides.pml_setup, sides.pml)]
+    print(f"extra peak memory: ours {peaks[0]:.1f} MiB, PML {peaks[1]:.1f} MiB")
+    report(bar, "same: extra peak memory", peaks[0] / peaks[1], ask=memory, at_most=True)
+    return namespace

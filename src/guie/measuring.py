@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guie.build import build
 from guie.embeddings import concatenate, one_space, with_distractors
 from guie.errors import UserError
 from guie.evaluate import Evaluation, Picture, by_step, evaluate
@@ -112,17 +111,11 @@ class Measured:
         Raises UserError where some need training vectors, and there is no `bank`.
         """
         nodes, fitted = self.cfg["postprocess"], self.cfg["fitted"]
-        if not nodes:
-            if fitted:
-                raise UserError(f"fitted: {fitted} without steps; accepted: with 'postprocess=[NAME]'")
+        if not nodes and not fitted:
             return None
         from guie.postprocess import saved
-        from guie.postprocess.pipeline import Pipeline
 
-        steps = {name: build(node, where=f"postprocess.{name}") for name, node in nodes.items()}
-        pipeline = Pipeline(steps, self.search)
-        if fitted:
-            saved.load(pipeline, Path(fitted).expanduser(), space_id=space)
+        pipeline = saved.configured(nodes, self.search, fitted, space_id=space)
         needing = _needing(pipeline)
         if needing and not bank and not fitted:
             raise UserError(

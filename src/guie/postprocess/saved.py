@@ -7,13 +7,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from guie.build import build
 from guie.durable import replace_file
 from guie.errors import UserError
 from guie.postprocess.pipeline import Pipeline
 from guie.postprocess.step import Step
+from guie.types import Search
 
 FORMAT = 1
 PLAIN, ARRAYS = "postprocess.json", "postprocess.safetensors"
@@ -35,6 +38,20 @@ def save(pipeline: Pipeline, folder: str | Path, *, space_id: str) -> Path:
     replace_file(folder / ARRAYS, to_bytes(arrays))
     replace_file(folder / PLAIN, (json.dumps(plain, indent=2) + "\n").encode())
     return folder
+
+
+def configured(nodes: Mapping[str, Any], search: Search, fitted: str | None, *, space_id: str) -> Pipeline:
+    """Return the steps that a config's `postprocess` names over `search`, with what the folder `fitted` has.
+
+    Raises UserError as `load` does, and for `fitted` without steps.
+    """
+    if fitted and not nodes:
+        raise UserError(f"fitted: {fitted} without steps; accepted: with 'postprocess=[NAME]'")
+    steps = {name: build(node, where=f"postprocess.{name}") for name, node in nodes.items()}
+    pipeline = Pipeline(steps, search)
+    if fitted:
+        load(pipeline, Path(fitted).expanduser(), space_id=space_id)
+    return pipeline
 
 
 def load(pipeline: Pipeline, folder: str | Path, *, space_id: str) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from guie import embeddings
-from guie.build import build
 from guie.errors import UserError
 from guie.metrics.copies import MOST_PAIRS
 from guie.postprocess import saved
@@ -209,12 +208,8 @@ def _searched(source: Path, cfg: Mapping[str, Any]) -> Part:
 
 
 def _pipeline(cfg: Mapping[str, Any], space_id: str) -> Pipeline:
-    nodes = cfg["postprocess"]
-    steps = {name: build(node, where=f"postprocess.{name}") for name, node in nodes.items()}
-    pipeline = Pipeline(steps, chosen(cfg["search"], cfg["memory_mib"]))
-    if cfg["fitted"]:
-        saved.load(pipeline, Path(cfg["fitted"]).expanduser(), space_id=space_id)
-    return pipeline
+    search = chosen(cfg["search"], cfg["memory_mib"])
+    return saved.configured(cfg["postprocess"], search, cfg["fitted"], space_id=space_id)
 
 
 def _embeddings(source: Path, cfg: Mapping[str, Any]) -> Embeddings:
