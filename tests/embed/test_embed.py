@@ -22,6 +22,7 @@ from guie.models.embedder import Embedder
 from guie.models.necks import Linear
 from guie.models.pooling import MAC, RMAC, Average, GeM
 from guie.resize import load
+from guie.train.synced_bn import synchronise
 
 READER = Reader(batch_size=4, threads=2)
 N = 11
@@ -141,6 +142,10 @@ def test_settings_without_a_weight_make_other_spaces_and_how_it_stands_does_not(
     before = space_id(plain)
     plain.freeze_backbone()
     assert space_id(plain.train()) == before == space_id(named(checkpointing=False))
+    synchronise(plain)
+    for module in plain.modules():
+        module._is_cut_over_ranks = True  # FSDP marks modules so
+    assert space_id(plain) == before
 
 
 def test_views_are_kept_apart_and_drawn_as_a_function_of_the_step(embedder, manifest, tmp_path):

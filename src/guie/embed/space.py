@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from guie import checkpoint
 from guie.views import Views
@@ -25,18 +25,25 @@ def space_id(embedder: Any, weights: Mapping[str, Tensor] | None = None, views: 
 
 
 def settings(embedder: Any, parts: tuple[str, ...]) -> str:
-    """Return what these parts do without a weight that would tell: their own modules' kinds and settings."""
+    """Return what these parts do without a weight that would tell: their own modules' kinds and settings.
+
+    What training makes of them (batch norms of all ranks, weights cut over ranks) changes nothing.
+    """
     found = []
     for path, module in embedder.named_modules():
-        kinds = [kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("guie.")]
+        kinds = [kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("guie.models.")]
         if kinds and path.split(".")[0] in parts:
-            plain = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN) and k not in _PASSING}
+            plain = {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN) and _is_setting(k)}
             found.append(f"{path} {kinds[0]} {sorted(plain.items())}")
     return "\n".join(found)
 
 
 _PLAIN = (bool, int, float, str, tuple, list)
-_PASSING = {"training", "frozen", *vars(nn.Module())}  # how a module stands, not what it computes
+
+
+def _is_setting(name: str) -> bool:
+    """Tell a setting from how a module stands: torch's marks, those of FSDP, `training` and `frozen`."""
+    return not name.startswith("_") and name not in ("training", "frozen")
 
 
 def digest(*parts: str) -> str:
