@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guie.data.augment import CropFlip, Plain, random_box
+from guie.data.augment import CropFlip, Plain
+from guie.data.boxes import random_box
 from guie.errors import UserError
 from guie.images import BadImage, decode
 from guie.resize import crop_resize, load

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import numpy as np
 
+from guie.data.boxes import random_box
 from guie.data.draws import integers, uniforms
 from guie.errors import UserError
-from guie.images import Box, decode_region, read_header
+from guie.images import decode_region, read_header
 from guie.types import Preprocess
 
 _NUM_DRAWS = 5  # area, aspect, x, y, flip
@@ -184,15 +184,3 @@ def _pipeline(stages: dict[str, Any], key: str, pictures: Any = None) -> Any:
     from guie.data.transforms import pipeline  # albumentations costs two CPU seconds
 
     return pipeline(stages, key=key, pictures=pictures)
-
-
-def random_box(
-    width: int, height: int, u: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
-) -> Box:
-    """Return (x, y, width, height) in whole pixels: area and log aspect uniform, cut to the picture."""
-    area = width * height * (scale[0] + (scale[1] - scale[0]) * u[0])
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = math.exp(low + (high - low) * u[1])
-    wide = min(width, max(1, round(math.sqrt(area * aspect))))
-    tall = min(height, max(1, round(math.sqrt(area / aspect))))
-    return int(u[2] * (width - wide + 1)), int(u[3] * (height - tall + 1)), wide, tall

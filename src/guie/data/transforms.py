@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from guie.data.augment import random_box
+from guie.data.boxes import random_box
 from guie.errors import UserError
 from guie.images import BadImage, decode
 
