@@ -176,7 +176,7 @@ def not_done(tasks: Mapping[str, Task], overwrite: bool) -> list[str]:
         if not task.folder.exists() or not any(task.folder.iterdir()):
             wanted.append(name)
             continue
-        if not (task.folder / "meta.json").exists():
+        if not embeddings.is_saved(task.folder):
             raise UserError(
                 f"out: {task.folder} does not hold embeddings; accepted: a folder that is new or empty"
             )

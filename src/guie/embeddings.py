@@ -120,6 +120,11 @@ def load(folder: str | Path, *, space_id: str | None = None) -> Embeddings:
     return embeddings
 
 
+def is_saved(folder: Path) -> bool:
+    """Tell whether `folder` is one that `save` wrote."""
+    return (folder / "meta.json").exists()
+
+
 def read_meta(folder: str | Path) -> dict:
     """Return meta.json of a saved folder; UserError where it is not one."""
     path = Path(folder) / "meta.json"

@@ -53,9 +53,7 @@ def of_saved(cfg: Mapping[str, Any]) -> None:
 
 def saved_sets(place: Path) -> dict[str, Embeddings]:
     """Return the saved embeddings at `place` by name; UserError where there are none."""
-    folders = (
-        [place] if (place / "meta.json").exists() else sorted(p.parent for p in place.glob("*/meta.json"))
-    )
+    folders = [place] if embeddings.is_saved(place) else sorted(filter(embeddings.is_saved, place.glob("*")))
     if not folders:
         raise UserError(
             f"embeddings: {place} holds none; accepted: a folder that guie wrote, or a folder of them"

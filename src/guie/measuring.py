@@ -138,7 +138,7 @@ class Measured:
 
 def _needing(pipeline: Pipeline) -> list[str]:
     """Return the steps that want to be fitted."""
-    return [name for name, step in pipeline.steps.items() if step.needs_bank and not step.state()]
+    return [name for name, step in pipeline.steps.items() if step.unfitted]
 
 
 def keep_thresholds(facts: Mapping[str, Any], *folders: Path) -> None:

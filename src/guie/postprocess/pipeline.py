@@ -112,7 +112,7 @@ class Pipeline:
 
     def _check_fitted(self) -> None:
         for name, step in self.steps.items():
-            if step.needs_bank and not step.state():
+            if step.unfitted:
                 raise UserError(f"postprocess.{name}: not fitted; accepted: training vectors, or a saved fit")
 
 

@@ -55,6 +55,11 @@ class Step:
     ranges: ClassVar[Ranges] = {}
 
     @property
+    def unfitted(self) -> bool:
+        """Tell whether the step needs training vectors that it has not seen."""
+        return self.needs_bank and not self.state()
+
+    @property
     def depth(self) -> int:
         """Return how many results of a query `rerank` is given at least, where the gallery has them."""
         return 0

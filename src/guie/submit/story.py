@@ -185,7 +185,7 @@ def write_descriptors(
         if step.kind != "map":
             accepted = "steps that map each vector alone"
             raise UserError(f"postprocess.{name}: {step.kind} step for descriptors; accepted: {accepted}")
-        if step.needs_bank and not step.state():
+        if step.unfitted:
             raise UserError(f"postprocess.{name}: not fitted; accepted: fitted=FOLDER")
     roles: dict[str, Role] = {"query": "query", "index": "gallery"}
     rows = {role: np.flatnonzero(np.asarray(part.splits) == split) for split, role in roles.items()}
@@ -215,7 +215,7 @@ def _pipeline(cfg: Mapping[str, Any], space_id: str) -> Pipeline:
 def _embeddings(source: Path, cfg: Mapping[str, Any]) -> Embeddings:
     """Return the embeddings in `source`, `source`/<set> or `source`/embeddings/<set>."""
     places = [source, *sorted(source.glob("*")), *sorted(source.glob("embeddings/*"))]
-    found = [place for place in places if (place / "meta.json").exists()]
+    found = [place for place in places if embeddings.is_saved(place)]
     if not found:
         raise UserError(f"source: no embeddings in {source}; accepted: a folder of guie-eval or guie-embed")
     return embeddings.load(_one(found, cfg, "{}"))
