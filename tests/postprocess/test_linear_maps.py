@@ -103,18 +103,18 @@ def test_each_map_is_its_matrix_and_a_length_of_one(bank, gallery, tmp_path):
     steps = [maps.PCA(5), maps.PCA(5, whiten=True), maps.Discriminant(5), maps.Prefix(5)]
     for step in [*steps, maps.Linear(str(tmp_path / "map.safetensors"))]:
         step.fit(bank)
-        weight, bias = step.affine(12)
+        weight, bias = step.layer(12)
         by_hand = gallery.vectors.astype(np.float64) @ weight.T.astype(np.float64) + bias
         by_hand /= np.linalg.norm(by_hand, axis=1, keepdims=True)
         np.testing.assert_allclose(step.apply(gallery.vectors, "query"), by_hand, atol=2e-6)
         with pytest.raises(UserError, match="3"):
-            step.affine(3)
+            step.layer(3)
 
 
 def test_a_map_from_a_file_may_lack_a_bias_but_not_a_weight(tmp_path):
     path = tmp_path / "map.safetensors"
     save_file({"weight": np.eye(2, 3, dtype=np.float16)}, path)
-    np.testing.assert_array_equal(maps.Linear(str(path)).affine(3)[1], np.zeros(2))
+    np.testing.assert_array_equal(maps.Linear(str(path)).layer(3).bias, np.zeros(2))
     save_file({"matrix": np.eye(3)}, path)
     with pytest.raises(UserError, match=r"holds \{'matrix': \(3, 3\)\}; accepted: weight"):
         maps.Linear(str(path))

@@ -10,6 +10,7 @@ import pytest
 from guie.errors import UserError
 from guie.postprocess.diffusion import Diffusion
 from guie.postprocess.expansion import DBA, AlphaQE
+from guie.postprocess.layers import Mapped
 from guie.postprocess.maps import PCA, Discriminant, Prefix
 from guie.postprocess.negatives import NegativeSubtraction, ScoreNormalisation
 from guie.postprocess.pipeline import Pipeline
@@ -178,18 +179,55 @@ def test_the_space_changes_with_what_changes_vectors_and_with_nothing_else(bank,
     assert name({"renamed": PCA(4), "egt": EGT()}) == names[0]
 
 
-def test_maps_in_a_row_are_handed_out_for_deployment(bank, queries):
-    pipeline = fitted({"discriminant": Discriminant(8), "prefix": Prefix(5), "whitening": PCA(3, True)}, bank)
+def layer_by_layer(layers, vectors):
+    """Return what `layers` say, in float64, one vector at a time."""
+    made = []
+    for vector in vectors.astype(np.float64):
+        for layer in layers:
+            if isinstance(layer, Mapped):
+                vector = layer.weight.astype(np.float64) @ vector + layer.bias
+            else:
+                nearest = np.argsort(-(layer.bank.astype(np.float64) @ vector))[: layer.neighbours]
+                vector = vector - layer.beta * layer.bank[nearest].astype(np.float64).mean(axis=0)
+            vector = vector / np.linalg.norm(vector)
+        made.append(vector)
+    return np.array(made)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"discriminant": Discriminant(8), "prefix": Prefix(5), "whitening": PCA(3, True)},
+        {"negatives": NegativeSubtraction(7, 0.4), "pca": PCA(4), "again": NegativeSubtraction(3, 0.2)},
+        {"all": NegativeSubtraction(10_000, 0.5, smoothing=0)},
+    ],
+)
+def test_steps_over_one_vector_are_handed_out_for_deployment(bank, queries, steps):
+    pipeline = fitted(steps, bank)
     vectors = queries.vectors
     for step in pipeline.steps.values():
         vectors = step.apply(vectors, "query")
-    by_hand = queries.vectors.astype(np.float64)
-    for weight, bias in pipeline.affine(12):
-        by_hand = by_hand @ weight.T + bias
-        by_hand /= np.linalg.norm(by_hand, axis=1, keepdims=True)
-    np.testing.assert_allclose(vectors, by_hand, atol=2e-6)
-    with pytest.raises(UserError, match=r"postprocess\.dba\.DBA needs other vectors; accepted: linear maps"):
-        Pipeline({"dba": DBA()}, Exact()).affine(12)
+    np.testing.assert_allclose(vectors, layer_by_layer(pipeline.layers(12), queries.vectors), atol=2e-6)
+    with pytest.raises(UserError, match=rf"postprocess\.{next(iter(steps))}\.vectors: 7-d received; .*12-d"):
+        pipeline.layers(7)
+
+
+@pytest.mark.parametrize(
+    "step, why",
+    [
+        (ScoreNormalisation(), "ScoreNormalisation gives no embedding"),
+        (DBA(), "DBA changes the gallery by its own neighbours"),
+        (AlphaQE(), "AlphaQE asks the gallery for neighbours"),
+        (KReciprocal(), "KReciprocal orders the results of a search"),
+        (Step(), "Step is known by its program alone"),
+    ],
+)
+def test_a_step_that_is_more_than_a_function_of_one_vector_stays_out_of_files(step, why, bank):
+    said = rf"^postprocess\.x\._target_: {why}; accepted: in a file linear maps and negative subtraction \(th"
+    with pytest.raises(UserError, match=said):
+        fitted({"pca": PCA(4), "x": step}, bank).layers(12)
+    with pytest.raises(UserError, match=r"^postprocess\.pca: not fitted; accepted: training vectors, or a s"):
+        Pipeline({"pca": PCA(4)}, Exact()).layers(12)
 
 
 def test_a_report_can_say_what_was_done():

@@ -1,7 +1,4 @@
-"""Linear maps to fewer dimensions, z = L2(W x + b): PCA, whitening, discriminant analysis, a file, a prefix.
-
-`affine` gives W and b, so that a deployed file can hold them.
-"""
+"""Linear maps to fewer dimensions, z = L2(W x + b): PCA, whitening, discriminant, a file, a prefix."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from guie.errors import UserError
+from guie.postprocess.layers import Mapped
 from guie.postprocess.step import ANY, SOME, Ranges, Role, Step
 from guie.postprocess.vectors import chunks, unit
 from guie.types import Side
@@ -26,12 +24,12 @@ class Affine(Step):
     weight: np.ndarray | None = None
     bias: np.ndarray | None = None
 
-    def affine(self, width: int) -> tuple[np.ndarray, np.ndarray]:
+    def layer(self, width: int) -> Mapped:
         """Return W (D',D) and b (D',) float32 for vectors of `width` D; UserError where it does not fit."""
         assert self.weight is not None and self.bias is not None, "the pipeline asks fitted steps alone"
         if self.weight.shape[1] != width:
             raise UserError(f"vectors: {width}-d received; accepted: {self.weight.shape[1]}-d, as fitted")
-        return self.weight, self.bias
+        return Mapped(self.weight, self.bias)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the weight and the bias, once there are some."""
@@ -45,7 +43,7 @@ class Affine(Step):
 
     def apply(self, vectors: np.ndarray, role: Role) -> np.ndarray:
         """Return (N,D') unit vectors."""
-        weight, bias = self.affine(vectors.shape[1])
+        weight, bias = self.layer(vectors.shape[1])
         mapped = np.empty((len(vectors), len(weight)), dtype=np.float32)
         for rows in chunks(len(vectors), 4 * sum(weight.shape)):
             mapped[rows] = unit(np.asarray(vectors[rows], dtype=np.float32) @ weight.T + bias)
@@ -134,15 +132,15 @@ class Prefix(Affine):
     def __init__(self, dim: int = 64) -> None:
         self.dim = dim
 
-    def affine(self, width: int) -> tuple[np.ndarray, np.ndarray]:
+    def layer(self, width: int) -> Mapped:
         """Return the first rows of the unit matrix, and zeros."""
         if not 1 <= self.dim <= width:
             raise UserError(f"dim: {self.dim} of {width}-d vectors; accepted: 1 to {width}")
-        return np.eye(self.dim, width, dtype=np.float32), np.zeros(self.dim, dtype=np.float32)
+        return Mapped(np.eye(self.dim, width, dtype=np.float32), np.zeros(self.dim, dtype=np.float32))
 
     def apply(self, vectors: np.ndarray, role: Role) -> np.ndarray:
         """Return (N,dim) unit vectors."""
-        self.affine(vectors.shape[1])
+        self.layer(vectors.shape[1])
         return unit(np.asarray(vectors[:, : self.dim], dtype=np.float32))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from guie.errors import UserError
 from guie.postprocess.expansion import smoothed
+from guie.postprocess.layers import Subtracted
 from guie.postprocess.step import ANY, SOME, Ranges, Role, Step
 from guie.postprocess.vectors import chunks, neighbour_sum, unit
 from guie.search.exact import Exact, knn
@@ -60,6 +61,13 @@ class NegativeSubtraction(Step):
             mean = neighbour_sum(self.bank, found.ids, np.ones_like(found.scores)) / count
             moved[rows] = unit(part - np.float32(self.beta) * mean)
         return moved
+
+    def layer(self, width: int) -> Subtracted:
+        """Return the smoothed bank (N,D), how many of it are subtracted, and their weight."""
+        assert self.bank is not None, "the pipeline asks fitted steps alone"
+        if self.bank.shape[1] != width:
+            raise UserError(f"vectors: {width}-d received; accepted: {self.bank.shape[1]}-d, as fitted")
+        return Subtracted(self.bank, min(self.neighbours, len(self.bank)), float(self.beta))
 
 
 class ScoreNormalisation(Step):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from guie.errors import UserError
-from guie.postprocess.maps import Affine
+from guie.postprocess.layers import Layer, Mapped
 from guie.postprocess.step import Stage, Step
 from guie.types import Index, Ranking, Search, Side
 
@@ -90,20 +90,18 @@ class Pipeline:
                 digest.update(np.ascontiguousarray(value).tobytes())
         return digest.hexdigest()[:16]
 
-    def affine(self, width: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return (W, b) of each step for a file to be deployed: z <- L2(W z + b), one after the other.
+    def layers(self, width: int) -> list[Layer]:
+        """Return what the steps do to a vector of `width` D, one after the other, for a file to be deployed.
 
-        Raises UserError where a step is more than a linear map of one vector.
+        Raises UserError where one is more than a function of one vector, by its name.
         """
         self._check_fitted()
-        maps = []
+        layers: list[Layer] = []
         for name, step in self.steps.items():
             with named(name):
-                if not isinstance(step, Affine):
-                    raise UserError(f"{type(step).__name__} needs other vectors; accepted: linear maps")
-                maps.append(step.affine(width))
-                width = len(maps[-1][0])
-        return maps
+                layers.append(step.layer(width))
+            width = len(layers[-1].weight) if isinstance(layers[-1], Mapped) else width
+        return layers
 
     def facts(self) -> dict[str, Any]:
         """Return what the search says of itself, and the settings of each step."""

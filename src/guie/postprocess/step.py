@@ -14,11 +14,19 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from guie.errors import UserError
+from guie.postprocess.layers import Layer
 from guie.types import Index, Ranking, Side
 
 Ranges = Mapping[str, tuple[float, float]]
 ANY = (0, np.inf)
 SOME = (1, np.inf)
+# Why a file that is given one picture cannot do what a step of this kind does.
+OUTSIDE = {
+    "map": "is known by its program alone",
+    "gallery": "changes the gallery by its own neighbours",
+    "query": "asks the gallery for neighbours",
+    "rerank": "orders the results of a search",
+}
 
 Role = Literal["query", "gallery"]
 Kind = Literal["map", "gallery", "query", "rerank"]
@@ -92,6 +100,15 @@ class Step:
     def apply(self, vectors: np.ndarray, role: Role) -> np.ndarray:
         """Return each of (N,D) vectors mapped by itself, (N,D') float32."""
         return vectors
+
+    def layer(self, width: int) -> Layer:
+        """Return what `apply` does to vectors of `width` D, for a file to be deployed.
+
+        Raises UserError where it is more than a function of one vector, or the width does not fit.
+        """
+        why = "gives no embedding" if self.ends_vectors else OUTSIDE[self.kind]
+        accepted = "in a file linear maps and negative subtraction (this one where you search)"
+        raise UserError(f"_target_: {type(self).__name__} {why}; accepted: {accepted}")
 
     def prepare(self, gallery: Side, index: Index) -> Any:
         """Return what is worth computing once per gallery; it comes back as `Stage.kept`."""
