@@ -41,11 +41,12 @@ Init = str | float
 
 
 class Data(NamedTuple):
-    """What is trained on, and by name what is evaluated on."""
+    """What is trained on, and by name what is evaluated on; `counts`: images and classes of training sets."""
 
     rows: Manifest
     asked: Mapping[str, Manifest]
-    leaks: Sequence[str] = ()
+    leaks: Sequence[str]
+    counts: Mapping[str, Mapping[str, int]]
 
 
 class Model(NamedTuple):
@@ -136,7 +137,8 @@ def _opened(cfg: Mapping[str, Any], here: World) -> Data:
     trained = {name: manifest.split("train") for name, manifest in data.items()}
     unseen = {name: manifest.split(*(s for s in SPLITS if s != "train")) for name, manifest in asked.items()}
     leaks = here.on_main(partial(safety.checked_leaks, trained, unseen, cfg["leakage"]))
-    return Data(rows, asked, leaks)
+    counts = {name: {"images": len(part), "classes": part.num_classes} for name, part in trained.items()}
+    return Data(rows, asked, leaks, counts)
 
 
 def _check_batches(cfg: Mapping[str, Any], rows: Manifest, ranks: int) -> None:
@@ -175,7 +177,7 @@ def prepare(
     notice: Any,
 ) -> Job:
     """Return the job: floors measured (once), weights loaded."""
-    rows, asked, leaks = data
+    rows, asked, leaks, counts = data
     embedder, head = model
     for leak in leaks:
         log.warning("%s", leak)
@@ -205,6 +207,7 @@ def prepare(
         refit=partial(_refit, cfg, loader, folder, here, notice) if settings.refit_shrinkage else None,
     )
     run = _run(cfg, folder, embedder, start, here)
+    run = replace(run, meta={**run.meta, "data": dict(counts)})
     return Job(cfg, folder, here, task, settings, hardware, run, bench, leaks)
 
 
