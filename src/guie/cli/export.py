@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from guie.config.compose import enter
 
 
 def run(cfg: dict[str, Any]) -> None:
-    """Export as `cfg` says; what can be refused is refused before the checkpoint is loaded."""
-    from guie.export.destination import check_destination, check_format
+    """Export as `cfg` says; what can be refused is refused before a checkpoint is loaded."""
+    from guie.export.destination import check_destination
+    from guie.export.formats import check_formats
 
-    check_format(cfg["format"])
+    check_formats(cfg["format"])
     check_destination(cfg["pt"], overwrite=cfg["overwrite"])
 
-    from guie import assembly, evaluating
     from guie.cli.console import speak
-    from guie.embed.space import space_id
-    from guie.export.torchscript import export_torchscript
+    from guie.exporting import export_configured
 
     speak()
-    folder = Path(cfg["ckpt"]).expanduser() if cfg["ckpt"] else evaluating.newest_run(Path("runs"))
-    embedder, meta = assembly.trained_embedder(folder)
-    space = meta["space_id"]
-    if cfg["keep"] is not None:
-        embedder.cut_to(cfg["keep"])
-        space = space_id(embedder)
-    print(export_torchscript(embedder, cfg["pt"], space_id=space, overwrite=cfg["overwrite"]))
+    print(export_configured(cfg))
 
 
 def main() -> None:

@@ -102,7 +102,10 @@ class Eval:
     backbone: Any = None
     pool: Any = None
     views: Any = None
-    ckpt: str | None = None
+    ckpt_cls: str | None = None
+    ckpt: Any = None
+    weights: Any = None
+    combine: str = "concat"
     keep: int | None = None
     embeddings: str | None = None
     out: str | None = None
@@ -129,9 +132,11 @@ class Embed:
     backbone: Any = None
     pool: Any = None
     views: Any = None
+    ckpt_cls: str | None = None
     ckpt: Any = None
     keep: int | None = None
     weights: Any = None
+    combine: str = "concat"
     out: str | None = None
     formats: Any = "npy"
     ids: str = "stem"
@@ -150,10 +155,17 @@ class Embed:
 class Export:
     """Keys of guie-export."""
 
-    ckpt: str | None = None
+    ckpt: Any = None
+    weights: Any = None
+    combine: str = "concat"
     keep: int | None = None
+    views: Any = None
     pt: str = MISSING
-    format: str = "torchscript"
+    format: Any = "torchscript"
+    precision: str = "fp32"
+    batch: int | None = None
+    size: Any = None
+    pixels: str = "levels"
     overwrite: bool = False
     device: str = "cpu"
     seed: int = 0

@@ -12,14 +12,6 @@ from pathlib import Path
 from guie.durable import sync
 from guie.errors import UserError
 
-FORMATS = ("torchscript",)
-
-
-def check_format(name: str) -> None:
-    """Raise UserError unless `name` is one of FORMATS."""
-    if name not in FORMATS:
-        raise UserError(f"format: {name!r} is not known; accepted: {', '.join(FORMATS)}")
-
 
 def check_destination(path: str | Path, *, overwrite: bool = False, need_bytes: int = 0) -> Path:
     """Return the absolute path to write to.

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
 
-from guie import resize
 from guie.errors import UserError
-from guie.side import side_inputs
-from guie.types import Preprocess
+
+Evaluate = Callable[[Sequence[np.ndarray]], np.ndarray]  # N pictures (3,H,W) uint8 -> vectors (N,D) float32
 
 # (height, width): one pixel, thin and wide, the usual input, a photograph, a long strip.
-GOLDEN_SIZES: tuple[tuple[int, int], ...] = ((1, 1), (37, 500), (224, 224), (640, 480), (3000, 40))
+GOLDEN_SIZES: tuple[tuple[int, int], ...] = ((1, 1), (37, 500), (224, 224), (1200, 1600), (3000, 40))
 GOLDEN_BATCHES: tuple[int, ...] = (1, 3, 8)
 BLOCK_PX = 7
 
 
 @dataclass(frozen=True)
 class Golden:
-    """`images[i]` (B,3,H,W) uint8 RGB of one size each; `vectors[i]` (B,D) float32, what they must give.
+    """`images[i]` (B,3,H,W) of one size each, as the file takes them; `vectors[i]` (B,D) float32, due for them.
 
     A prefix of `images[i]` must give the same prefix of `vectors[i]`: that is how `batches` are checked.
     """
@@ -55,30 +53,21 @@ def draw(size: tuple[int, int], count: int, seed: int) -> np.ndarray:
 
 
 def make_golden(
-    embedder: nn.Module,
+    evaluate: Evaluate,
     *,
-    sizes: tuple[tuple[int, int], ...] = GOLDEN_SIZES,
+    sizes: Sequence[tuple[int, int]] = GOLDEN_SIZES,
     batches: tuple[int, ...] = GOLDEN_BATCHES,
+    inputs: Callable[[np.ndarray], np.ndarray] | None = None,
     seed: int = 0,
 ) -> Golden:
-    """Draw pictures and embed them as the evaluation does: `guie.resize`, then the embedder in eager mode.
+    """Draw pictures and take their vectors from the evaluation.
 
-    `embedder(images (B,3,h,w) uint8)` returns an Output and has `.preprocess`. Raises UserError when the
-    embedder gives something other than finite vectors.
+    `evaluate` gives (N,D) float32 for N pictures of several sizes; `inputs` makes of (B,3,H,W) what the file
+    takes, where that is something else. Raises UserError when a vector is not finite.
     """
     images = [draw(size, max(batches), seed) for size in sizes]
-    vectors = [_evaluate(embedder, pictures) for pictures in images]
-    if not all(np.isfinite(rows).all() for rows in vectors):
+    vectors = evaluate([picture for pictures in images for picture in pictures])
+    if not np.isfinite(vectors).all():
         raise UserError("ckpt: the model gives vectors that are not finite; accepted: finite weights")
-    return Golden(images, vectors, batches)
-
-
-def _evaluate(embedder: nn.Module, pictures: np.ndarray) -> np.ndarray:
-    spec: Preprocess = embedder.preprocess  # type: ignore[assignment]
-    resized = np.stack([resize.apply(picture.transpose(1, 2, 0), spec) for picture in pictures])
-    inputs = [torch.from_numpy(resized)]
-    if getattr(embedder, "side_dim", 0):
-        sizes = np.broadcast_to(pictures.shape[2:], (len(pictures), 2))
-        inputs.append(torch.from_numpy(side_inputs(sizes)))
-    with torch.inference_mode():
-        return embedder(*inputs).z.float().numpy()
+    taken = [inputs(pictures) for pictures in images] if inputs else images
+    return Golden(taken, np.split(vectors, len(sizes)), batches)

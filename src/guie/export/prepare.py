@@ -13,12 +13,27 @@ from torch import Tensor, nn
 from guie.types import Preprocess
 
 
-class Prepare(nn.Module):
-    """(B,3,H,W) uint8 or float 0..255 -> (B,3,h,w) uint8.
+class Levels(nn.Module):
+    """(B,3,H,W) uint8 or float 0..255 -> uint8.
 
-    Float pictures are clamped to 0..255 and rounded to whole levels first (halves to the even one, NaN to
-    0), so that they mean what the same uint8 picture means. Resizing works on uint8, as evaluation does;
-    on a device without that kernel it works on float and rounds, which is within a level or so.
+    Float pictures are clamped to 0..255 and rounded to whole levels (halves to the even one, NaN to 0), so
+    that they mean what the same uint8 picture means.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return whole levels; raises ValueError for another shape than (B,3,H,W)."""
+        if images.dim() != 4 or images.size(1) != 3:
+            raise ValueError(f"images: {list(images.shape)}; accepted: (B,3,H,W), RGB, 0..255")
+        if images.dtype == torch.uint8:
+            return images
+        return torch.nan_to_num(images.float(), 0.0).clamp(0.0, 255.0).round().to(torch.uint8)
+
+
+class Prepare(nn.Module):
+    """(B,3,H,W) uint8 -> (B,3,h,w) uint8.
+
+    Resizing works on uint8, as evaluation does; on a device without that kernel it works on float and rounds,
+    which is within a level or so.
     """
 
     def __init__(self, spec: Preprocess):
@@ -32,22 +47,13 @@ class Prepare(nn.Module):
         self.background: Tensor
         self.register_buffer("background", torch.tensor(spec.background, dtype=torch.uint8).view(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the network's input; raises ValueError for another shape than (B,3,H,W)."""
-        if images.dim() != 4 or images.size(1) != 3:
-            raise ValueError(f"images: {list(images.shape)}; accepted: (B,3,H,W), RGB, 0..255")
-        levels = self.levels(images)
+    def forward(self, levels: Tensor) -> Tensor:
+        """Return the network's input."""
         if self.crop == "center":
             return self.center(levels)
         if self.crop == "pad":
             return self.pad(levels)
         return self.resize(levels, self.height, self.width)
-
-    def levels(self, images: Tensor) -> Tensor:
-        """Return whole levels 0..255 as uint8."""
-        if images.dtype == torch.uint8:
-            return images
-        return torch.nan_to_num(images.float(), 0.0).clamp(0.0, 255.0).round().to(torch.uint8)
 
     def resize(self, levels: Tensor, height: int, width: int) -> Tensor:
         """Return (B,3,height,width) uint8, antialiased."""

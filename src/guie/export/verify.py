@@ -7,16 +7,14 @@ import json
 import subprocess
 import sys
 import tempfile
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from guie.errors import UserError
+from guie.export import archive
+from guie.export.formats import Tolerance, read_facts
 
-TOLERANCE = 1e-5
-METADATA = "guie.json"
 FRESH = Path(__file__).with_name("fresh.py")
 
 
@@ -24,14 +22,15 @@ FRESH = Path(__file__).with_name("fresh.py")
 class Verified:
     """An exported file that gave its golden vectors in a fresh process.
 
-    `difference` is the largest absolute one over all components; `sizes` are (height, width);
-    `dtypes` and `batches` were tried for each size; `golden` lies beside `path`.
+    `difference` is the largest absolute one over all components, `cosine` the least one; `sizes` are (height,
+    width); `dtypes` and `batches` were tried for each size; `golden` lies beside `path`.
     """
 
     path: Path
     golden: Path
     difference: float
-    tolerance: float
+    cosine: float
+    tolerance: Tolerance
     sizes: tuple[tuple[int, int], ...]
     batches: tuple[int, ...]
     dtypes: tuple[str, ...]
@@ -40,63 +39,61 @@ class Verified:
         sizes = ", ".join(f"{height}x{width}" for height, width in self.sizes)
         batches = "/".join(map(str, self.batches))
         tried = f"sizes {sizes}, batches {batches}, {' and '.join(self.dtypes)}"
-        found = f"largest difference {self.difference:.1e} (allowed {self.tolerance:.0e})"
-        return f"{self.path}: verified in a fresh process, {found} over {tried}"
+        found = f"largest difference {self.difference:.1e}, least cosine {self.cosine:.6f}"
+        return f"{self.path}: verified in a fresh process, {found} (accepted: {self.tolerance}) over {tried}"
 
 
 def describe(path: str | Path) -> dict[str, Any]:
     """Return what is written inside an exported file, without loading torch.
 
-    Keys: `format`, `guie` (version), `preprocess` (fields of Preprocess), `embed_dim`, `space_id`, `backbone`
-    (scripted or traced), `golden` (file name beside it) and `golden_sha256`. Raises UserError for a file
-    that guie did not export.
+    Keys: `format`, `guie` (version), `precision`, `batch`, `size_px` and `pixels` (see source.Request),
+    `preprocess` (fields of Preprocess), `embed_dim`, `space_id`, `golden` (file name beside it),
+    `golden_sha256`, `parts` (sha256 by file name of what lies beside it), `tolerance` (`largest`, `cosine`).
+    Raises UserError for a file that guie did not export.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            member = next(name for name in archive.namelist() if name.endswith(f"/extra/{METADATA}"))
-            return json.loads(archive.read(member))
+        return read_facts(Path(path))
     except FileNotFoundError as error:
         raise UserError(f"pt: {path} does not exist; accepted: a file that guie-export wrote") from error
-    except (OSError, zipfile.BadZipFile, StopIteration, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"pt: {path} is no readable file of guie-export; export it again") from error
 
 
-def verify(path: str | Path, *, tolerance: float = TOLERANCE, device: str = "cpu") -> Verified:
+def verify(path: str | Path, *, device: str = "cpu") -> Verified:
     """Check a file that was exported before against the golden file beside it.
 
-    Raises UserError when the archive is damaged, the golden file is missing or another one, or when a
-    vector differs by more than `tolerance`.
+    Raises UserError when the file or a part of it is damaged, the golden file is missing or another one, or
+    when vectors differ by more than the file's tolerance.
     """
     facts = describe(path)
     target = Path(path)
     golden = target.parent / facts["golden"]
-    if not golden.exists():
-        raise UserError(f"pt: {golden} is missing beside {target.name}; accepted: the one of the same export")
-    if hashlib.sha256(golden.read_bytes()).hexdigest() != facts["golden_sha256"]:
-        raise UserError(f"pt: {golden} does not belong to {target.name}; export again")
-    return compare(target, golden, tolerance=tolerance, device=device)
+    for name, digest in {golden.name: facts["golden_sha256"], **facts.get("parts", {})}.items():
+        _check_part(target, target.parent / name, digest)
+    return compare(target, golden, Tolerance(**facts["tolerance"]), device=device)
 
 
-def compare(path: Path, golden: Path, *, tolerance: float = TOLERANCE, device: str = "cpu") -> Verified:
+def compare(path: Path, golden: Path, tolerance: Tolerance, *, device: str = "cpu") -> Verified:
     """Run the comparison in a fresh process; see `verify`."""
-    _check_archive(path)
+    if _is_zip(path) and (where := archive.damage(path)):
+        raise UserError(f"pt: {path.name} is damaged: {where}; export it again")
     report = _run_fresh(path, golden, device)
     if report["smuggled"]:
-        raise UserError(
-            f"pt: loading {path.name} imported {', '.join(report['smuggled'])}; it must need torch alone"
-        )
+        smuggled = ", ".join(report["smuggled"])
+        raise UserError(f"pt: loading {path.name} imported {smuggled}; it must do without")
     if report["faults"]:
         raise UserError(f"pt: verification of {path.name} failed: {report['faults'][0]}")
-    # Written so that a difference that is not a number fails too.
-    if not report["difference"] <= tolerance:
+    found = report["difference"], report["cosine"]
+    if not tolerance.kept(*found):
         raise UserError(
-            f"pt: verification of {path.name} failed: largest difference to the evaluation path "
-            f"{report['difference']:.1e}; accepted: at most {tolerance:.0e}"
+            f"pt: verification of {path.name} failed: largest difference to the evaluation {found[0]:.1e}, "
+            f"least cosine {found[1]:.6f}; accepted: {tolerance}"
         )
     return Verified(
         path=path,
         golden=golden,
-        difference=report["difference"],
+        difference=found[0],
+        cosine=found[1],
         tolerance=tolerance,
         sizes=tuple((height, width) for height, width in report["sizes"]),
         batches=tuple(report["batches"]),
@@ -104,15 +101,22 @@ def compare(path: Path, golden: Path, *, tolerance: float = TOLERANCE, device: s
     )
 
 
-def _check_archive(path: Path) -> None:
-    """Compare every checksum of the archive: torch loads a flipped byte silently."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"pt: {path.name} is damaged: {error}; export it again") from error
-    if damaged:
-        raise UserError(f"pt: {path.name} is damaged in {damaged}; export it again")
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_part(target: Path, part: Path, digest: str) -> None:
+    if not part.exists():
+        raise UserError(f"pt: {part} is missing beside {target.name}; accepted: the one of the same export")
+    if sha256_of(part) != digest:
+        raise UserError(f"pt: {part} does not belong to {target.name}; export again")
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
 
 
 def _run_fresh(path: Path, golden: Path, device: str) -> dict[str, Any]:

@@ -17,15 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from guie import resize
+from guie.embed.pictures import vectors_of
 from guie.errors import UserError
-from guie.export import destination, fresh, program
-from guie.export.destination import check_destination, check_format
-from guie.export.golden import GOLDEN_SIZES, draw, make_golden
-from guie.export.prepare import Prepare
-from guie.export.program import build_program, torchscript_allowed
-from guie.export.torchscript import evaluating, export_torchscript
-from guie.export.verify import FRESH, TOLERANCE, describe, verify
+from guie.export import destination, fresh, torchscript, writing
+from guie.export.destination import check_destination
+from guie.export.formats import FORMATS, check_formats
+from guie.export.golden import GOLDEN_SIZES, Golden, draw, make_golden
+from guie.export.prepare import Levels, Prepare
+from guie.export.source import Request, Source, evaluating
+from guie.export.torchscript import program, torchscript_allowed
+from guie.export.verify import FRESH, Verified, describe, verify
+from guie.export.writing import export
 from guie.types import Output, Preprocess
+
+TOLERANCE = FORMATS["torchscript"].largest
 
 SMALL_SIZES = ((1, 1), (9, 40), (33, 20))
 SPEC = Preprocess(size_px=(32, 32))
@@ -64,6 +69,7 @@ class Tiny(nn.Module):
         self.preprocess = preprocess
         self.backbone = backbone
         self.neck = nn.Linear(8, 4)
+        self.embed_dim = 4
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(preprocess.std).view(1, 3, 1, 1) * 255)
         for parameter in self.parameters():
@@ -86,12 +92,27 @@ def embedder() -> Tiny:
     return Tiny(Convolution()).eval()
 
 
+def written(embedder: nn.Module, path: Path, **options: bool) -> Verified:
+    source = Source({"": embedder}, facts={"space_id": "abc"})
+    return export(source, path, lambda pictures: vectors_of(embedder, pictures), **options)
+
+
+def golden_of(embedder: nn.Module, sizes: tuple[tuple[int, int], ...] = SMALL_SIZES) -> Golden:
+    return make_golden(lambda pictures: vectors_of(embedder, pictures), sizes=sizes)
+
+
+@pytest.fixture
+def small(monkeypatch) -> None:
+    monkeypatch.setattr(writing, "GOLDEN_SIZES", SMALL_SIZES)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     """One real export, with a real fresh process, that tests copy before they change it."""
     path = tmp_path_factory.mktemp("export") / "model.pt"
-    verified = export_torchscript(Tiny(Convolution()), path, space_id="abc")
+    verified = written(Tiny(Convolution()), path)
     assert verified.difference <= TOLERANCE
+    assert verified.cosine > 0.99999
     assert verified.sizes == GOLDEN_SIZES
     assert verified.batches == (1, 3, 8)
     assert verified.dtypes == ("float32", "uint8")
@@ -105,7 +126,7 @@ def copied(exported, tmp_path) -> Path:
 
 
 def save(embedder: nn.Module, path: Path) -> Path:
-    torch.jit.save(build_program(embedder)[0], str(path))
+    torch.jit.save(program(Source({"": embedder}), Request())[0], str(path))
     return path
 
 
@@ -155,23 +176,22 @@ def test_the_file_resizes_exactly_as_the_evaluation_does(name, size):
 
 
 def test_float_pictures_are_clamped_and_rounded_to_whole_levels():
-    prepare = torch.jit.script(Prepare(replace(SPEC, size_px=(1, 6))))
     levels = torch.tensor([-3.0, 0.5, 1.5, 254.6, 400.0, float("nan")])
-    found = prepare(levels.expand(1, 3, 1, 6))
+    found = torch.jit.script(Levels())(levels.expand(1, 3, 1, 6))
     assert found[0, 0, 0].tolist() == [0, 0, 2, 255, 255, 0]
 
 
 def test_another_shape_than_pictures_is_refused_with_what_is_accepted(embedder):
     with pytest.raises(Exception, match=r"\(B,3,H,W\), RGB"):
-        build_program(embedder)[0](torch.zeros(1, 32, 32, 3))
+        program(Source({"": embedder}), Request())[0](torch.zeros(1, 32, 32, 3))
 
 
 @pytest.mark.parametrize(("backbone", "how"), [(Convolution, "scripted"), (Uncompilable, "traced")])
 def test_a_backbone_that_cannot_be_scripted_is_traced_with_a_free_batch(backbone, how):
     embedder = Tiny(backbone()).eval()
-    script, found = build_program(embedder)
+    script, found = program(Source({"": embedder}), Request())
     assert found == how
-    golden = make_golden(embedder, sizes=((20, 30),))
+    golden = golden_of(embedder, ((20, 30),))
     for batch in (1, 3, 8):
         vectors = script(torch.from_numpy(golden.images[0][:batch])).detach().numpy()
         np.testing.assert_allclose(vectors, golden.vectors[0][:batch], atol=TOLERANCE, rtol=0)
@@ -180,8 +200,8 @@ def test_a_backbone_that_cannot_be_scripted_is_traced_with_a_free_batch(backbone
 def test_the_embedder_comes_back_in_the_mode_it_had():
     embedder = Tiny(Convolution()).train()
     embedder.neck.eval()
-    with evaluating(embedder) as model:
-        assert not any(module.training for module in model.modules())
+    with evaluating(Source({"": embedder})) as source:
+        assert not any(module.training for module in source.embedders[""].modules())
     assert embedder.backbone.drop.training
     assert not embedder.neck.training
 
@@ -212,24 +232,24 @@ TAMPERINGS = [shift_mean, scale_std, change_a_weight, resize_another_way, crop_a
 
 @pytest.mark.parametrize("tamper", TAMPERINGS)
 def test_the_comparison_sees_a_tampered_file(tamper, embedder, tmp_path):
-    make_golden(embedder, sizes=SMALL_SIZES).save(tmp_path / "golden.npz")
+    golden_of(embedder).save(tmp_path / "golden.npz")
     assert difference(save(embedder, tmp_path / "honest.pt"), tmp_path / "golden.npz") <= TOLERANCE
     tamper(embedder)
     assert difference(save(embedder, tmp_path / "tampered.pt"), tmp_path / "golden.npz") > 10 * TOLERANCE
 
 
-def test_a_failed_verification_keeps_nothing_and_spares_the_older_file(copied, monkeypatch):
+def test_a_failed_verification_keeps_nothing_and_spares_the_older_file(copied, small, monkeypatch):
     before = {name: (copied.parent / name).read_bytes() for name in os.listdir(copied.parent)}
 
-    def build_tampered(embedder: Tiny):
-        shift_mean(embedder)
-        return build_program(embedder)
+    def tampered(source: Source, request: Request):
+        shift_mean(source.embedders[""])
+        return program(source, request)
 
-    monkeypatch.setattr(program, "build_program", build_tampered)
+    monkeypatch.setattr(torchscript, "program", tampered)
     with pytest.raises(
         UserError, match=r"verification of model.pt failed: largest difference .* at most 1e-05"
     ):
-        export_torchscript(Tiny(Convolution()), copied, overwrite=True, golden_sizes=SMALL_SIZES)
+        written(Tiny(Convolution()), copied, overwrite=True)
     assert {name: (copied.parent / name).read_bytes() for name in os.listdir(copied.parent)} == before
 
 
@@ -237,12 +257,12 @@ def test_vectors_that_are_not_numbers_never_reach_a_file(embedder, tmp_path):
     with torch.no_grad():
         embedder.neck.bias[0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
-        export_torchscript(embedder, tmp_path / "model.pt")
+        written(embedder, tmp_path / "model.pt")
     assert not os.listdir(tmp_path)
 
 
 def test_a_difference_that_is_not_a_number_stays_the_largest(embedder, tmp_path):
-    make_golden(embedder, sizes=SMALL_SIZES).save(tmp_path / "golden.npz")
+    golden_of(embedder).save(tmp_path / "golden.npz")
     with torch.no_grad():
         embedder.neck.bias[0] = float("nan")
     assert np.isnan(difference(save(embedder, tmp_path / "model.pt"), tmp_path / "golden.npz"))
@@ -284,11 +304,9 @@ def test_a_file_that_guie_did_not_write_is_named(tmp_path, content):
         describe(tmp_path / "other.pt")
 
 
-def test_a_second_model_in_a_folder_does_not_take_the_first_ones_golden_file(copied, monkeypatch):
-    from guie.export.torchscript import golden_name
-
-    assert golden_name(copied) == "golden.npz"
-    assert golden_name(copied.with_name("other.pt")) == "other.golden.npz"
+def test_a_second_model_in_a_folder_does_not_take_the_first_ones_golden_file(copied):
+    assert writing.golden_name(copied) == "golden.npz"
+    assert writing.golden_name(copied.with_name("other.pt")) == "other.golden.npz"
 
 
 def test_an_existing_file_is_refused_unless_overwriting_is_asked(tmp_path):
@@ -318,22 +336,28 @@ def test_low_disk_is_named_before_any_work(tmp_path, monkeypatch, embedder):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(destination.shutil, "disk_usage", lambda path: usage(10, 9, 1))
     with pytest.raises(UserError, match=r"has 0 MB free; the export needs about \d+ MB"):
-        export_torchscript(embedder, tmp_path / "model.pt")
+        written(embedder, tmp_path / "model.pt")
 
 
-def test_a_disk_that_fills_while_writing_leaves_nothing(tmp_path, monkeypatch, embedder):
+def test_a_disk_that_fills_while_writing_leaves_nothing(tmp_path, small, monkeypatch, embedder):
     def fail(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(program, "build_program", fail)
+    monkeypatch.setattr(torchscript, "program", fail)
     with pytest.raises(UserError, match="No space left on device; nothing was replaced"):
-        export_torchscript(embedder, tmp_path / "model.pt", golden_sizes=SMALL_SIZES)
+        written(embedder, tmp_path / "model.pt")
     assert not os.listdir(tmp_path)
 
 
 def test_an_unknown_format_lists_those_that_exist():
-    with pytest.raises(UserError, match=r"format: 'coreml' is not known; accepted: torchscript"):
-        check_format("coreml")
+    with pytest.raises(UserError, match=r"format: 'coreml' is not known; accepted: torchscript, pt2, onnx"):
+        check_formats("coreml")
+
+
+def test_a_format_whose_packages_are_missing_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("guie.export.formats.find_spec", lambda name: None if name == "openvino" else name)
+    with pytest.raises(UserError, match=r"openvino needs openvino, not .*pip install 'guie\[openvino\]'"):
+        check_formats("openvino")
 
 
 def test_golden_pictures_are_the_same_every_time():
@@ -342,7 +366,7 @@ def test_golden_pictures_are_the_same_every_time():
 
 
 def test_the_report_of_a_fresh_process_is_plain_json(embedder, tmp_path):
-    make_golden(embedder, sizes=SMALL_SIZES).save(tmp_path / "golden.npz")
+    golden_of(embedder).save(tmp_path / "golden.npz")
     report = fresh.compare(str(save(embedder, tmp_path / "model.pt")), str(tmp_path / "golden.npz"), "cpu")
     assert json.loads(json.dumps(report)) == report
     assert report["batches"] == [1, 3, 8]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from guie.embed.pictures import vectors_of
+from guie.export.formats import FORMATS
 from guie.export.golden import make_golden
-from guie.export.program import build_program, torchscript_allowed
-from guie.export.torchscript import evaluating
-from guie.export.verify import TOLERANCE
+from guie.export.source import Request, Source, evaluating
+from guie.export.torchscript import program, torchscript_allowed
 from guie.models.backbones import OpenClip, Timm
 from guie.models.embedder import Embedder
 from guie.models.ensemble import Ensemble
@@ -64,12 +65,12 @@ def test_the_program_gives_the_evaluations_vectors(build, tmp_path):
     torch.manual_seed(0)
     embedder = build()
     embedder.neck.norm.running_mean.normal_()
-    with evaluating(embedder) as model, torchscript_allowed():
-        golden = make_golden(model, sizes=SIZES)
-        torch.jit.save(build_program(model)[0], str(tmp_path / "model.pt"))
-        program = torch.jit.load(str(tmp_path / "model.pt"))
+    golden = make_golden(lambda pictures: vectors_of(embedder, pictures), sizes=SIZES)
+    with evaluating(Source({"": embedder})) as source, torchscript_allowed():
+        torch.jit.save(program(source, Request())[0], str(tmp_path / "model.pt"))
+        loaded = torch.jit.load(str(tmp_path / "model.pt"))
     for images, vectors in zip(golden.images, golden.vectors, strict=True):
         for batch in (1, 3, 8):
-            found = program(torch.from_numpy(images[:batch])).detach().numpy()
-            np.testing.assert_allclose(found, vectors[:batch], atol=TOLERANCE, rtol=0)
+            found = loaded(torch.from_numpy(images[:batch])).detach().numpy()
+            np.testing.assert_allclose(found, vectors[:batch], atol=FORMATS["torchscript"].largest, rtol=0)
     assert embedder.neck.training

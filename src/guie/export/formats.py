@@ -1,0 +1,95 @@
+"""The formats of exported files: what each is called, what it needs, how near it must come to the evaluation.
+
+No torch here: `guie-export format=x` is judged at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from guie.errors import UserError
+from guie.export import runtime
+
+
+@dataclass(frozen=True)
+class Format:
+    """`module` writes it, `reader` says what a file holds; `packages` come with the extra `extra`.
+
+    `largest` is the difference to the evaluation that is allowed in fp32, of any component.
+    """
+
+    suffix: str
+    module: str
+    reader: str
+    largest: float
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+
+FORMATS = {
+    "torchscript": Format(".pt", "torchscript", "archive", 1e-5),
+    "pt2": Format(".pt2", "pt2", "archive", 1e-5),
+    "onnx": Format(".onnx", "onnx", "onnx", 1e-4, ("onnx", "onnxscript", "onnxruntime"), "onnx"),
+    "openvino": Format(
+        ".xml", "openvino", "openvino", 1e-3, ("onnx", "onnxscript", "onnxruntime", "openvino"), "openvino"
+    ),
+}
+# Least cosine with the evaluation in fp32, for what is less precise than that.
+COSINES = {"bf16": 0.999, "fp16": 0.9999, "int8": 0.98}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a verified file keeps: `largest` absolute difference, or `cosine` at least; None: not asked."""
+
+    largest: float | None = None
+    cosine: float | None = None
+
+    def __str__(self) -> str:
+        if self.largest is not None:
+            return f"largest difference at most {self.largest:.0e}"
+        return f"cosine at least {self.cosine}"
+
+    def kept(self, difference: float, cosine: float) -> bool:
+        """Tell whether what was found is allowed; what is not a number is not."""
+        near = self.largest is None or difference <= self.largest
+        return near and (self.cosine is None or cosine >= self.cosine)
+
+
+def tolerance(format: str, precision: str) -> Tolerance:
+    """Return what a file of this format and precision must keep to the evaluation."""
+    if precision == "fp32":
+        return Tolerance(largest=FORMATS[format].largest)
+    return Tolerance(cosine=COSINES[precision])
+
+
+def check_formats(names: str | Sequence[str]) -> list[str]:
+    """Return the formats named; UserError for one that is not known, or whose packages are missing."""
+    chosen = [names] if isinstance(names, str) else list(names)
+    for name in chosen:
+        if name not in FORMATS:
+            raise UserError(f"format: {name!r} is not known; accepted: {', '.join(FORMATS)}")
+        found = FORMATS[name]
+        if missing := [package for package in found.packages if find_spec(package) is None]:
+            cure = f"pip install 'guie[{found.extra}]'"
+            raise UserError(f"format: {name} needs {', '.join(missing)}, not installed; accepted: {cure}")
+    if not chosen:
+        raise UserError(f"format: nothing chosen; accepted: {', '.join(FORMATS)}")
+    return chosen
+
+
+def writer(name: str) -> ModuleType:
+    """Return the module whose `write` makes files of a format."""
+    return importlib.import_module(f"guie.export.{FORMATS[name].module}")
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what an exported file says of itself; OSError or ValueError where it says nothing."""
+    reader = importlib.import_module(f"guie.export.{FORMATS[runtime.kind(path)].reader}")
+    return reader.read_facts(path)

@@ -1,0 +1,110 @@
+"""What is exported, in the objects of the evaluation, and how it is to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from guie.errors import UserError
+from guie.types import Preprocess
+from guie.views import Views
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One embedder, under the name "", or several whose unit vectors are combined; then linear maps.
+
+    `embedders` are as evaluated (a prefix is cut before). Each looks through `views`. Of several, `combine`
+    concat puts unit vectors times `weights` (1 where none is named) side by side, average adds them up.
+    `maps` are (W (D',D), b (D',)): z <- L2(W z + b), in order. `facts` go into the file as they are.
+    """
+
+    embedders: Mapping[str, nn.Module]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    combine: Literal["concat", "average"] = "concat"
+    views: Views | None = None
+    maps: Sequence[tuple[np.ndarray, np.ndarray]] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Return the preprocessing of the first embedder."""
+        return next(iter(self.embedders.values())).preprocess  # type: ignore[return-value]
+
+    @property
+    def size_bytes(self) -> int:
+        """Return what the weights take."""
+        modules = self.embedders.values()
+        tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def weight(self, name: str) -> float:
+        """Return the weight of an embedder."""
+        return float(self.weights.get(name, 1.0))
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a file is written. `batch` and `size_px` (height, width of what comes in): None takes any.
+
+    `pixels`: levels are RGB pictures, uint8 or float 0..255, brought to the network inside; normalised are
+    (B,3,h,w) float32 as the network reads them, for those who bring pictures to it themselves. `calibration`
+    are pictures (H,W,3) uint8 that int8 takes its ranges from.
+    """
+
+    precision: Precision = "fp32"
+    batch: int | None = None
+    size_px: tuple[int, int] | None = None
+    pixels: Literal["levels", "normalised"] = "levels"
+    calibration: Sequence[np.ndarray] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be."""
+        for key, accepted in (("precision", ("fp32", "bf16", "fp16", "int8")), ("pixels", PIXELS)):
+            if getattr(self, key) not in accepted:
+                raise UserError(f"{key}: '{getattr(self, key)}'; accepted: {', '.join(accepted)}")
+        if self.batch is not None and self.batch < 1:
+            raise UserError(f"batch: {self.batch}; accepted: 1 or more, or null for any")
+        if self.size_px is not None and min(self.size_px) < 1:
+            raise UserError(
+                f"size: {list(self.size_px)}; accepted: [height,width] in pixels, or null for any"
+            )
+
+    def told(self) -> dict[str, Any]:
+        """Return what is written into the file of it."""
+        size = None if self.size_px is None else list(self.size_px)
+        return {"precision": self.precision, "batch": self.batch, "size_px": size, "pixels": self.pixels}
+
+
+PIXELS = ("levels", "normalised")
+
+
+@contextmanager
+def evaluating(source: Source) -> Iterator[Source]:
+    """Yield the source on the CPU in eval mode (from another device a copy); modes come back afterwards."""
+    modes = {module: module.training for top in source.embedders.values() for module in top.modules()}
+    for embedder in source.embedders.values():
+        embedder.eval()
+    try:
+        yield replace(source, embedders={name: _on_cpu(one) for name, one in source.embedders.items()})
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _on_cpu(embedder: nn.Module) -> nn.Module:
+    import copy
+
+    tensors = [*embedder.parameters(), *embedder.buffers()]
+    return (
+        embedder if all(tensor.device.type == "cpu" for tensor in tensors) else copy.deepcopy(embedder).cpu()
+    )

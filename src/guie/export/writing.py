@@ -1,0 +1,132 @@
+"""Write what was evaluated as a file that runs without guie, and prove it before it gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guie.errors import UserError
+from guie.export.destination import check_destination, move_in_place, staging
+from guie.export.formats import check_formats, tolerance, writer
+from guie.export.golden import GOLDEN_BATCHES, GOLDEN_SIZES, Evaluate, Golden, make_golden
+from guie.export.source import Request, Source, evaluating
+from guie.export.verify import Verified, compare, describe
+
+GOLDEN_NAME = "golden.npz"
+# The golden pairs and the archive's own bookkeeping, on top of the weights.
+SPARE_BYTES = 32_000_000
+
+
+def export(
+    source: Source,
+    path: str | Path,
+    evaluate: Evaluate,
+    *,
+    format: str = "torchscript",
+    request: Request | None = None,
+    overwrite: bool = False,
+) -> Verified:
+    """Write `path` and the golden file beside it; return what the verification found.
+
+    The file takes (B,3,H,W) RGB, uint8 or float 0..255, and gives (B,D) float32 unit vectors. It is built in
+    a folder of its own, loaded in a process without the project, compared with what `evaluate` gives, and
+    only then moved in place: when anything fails, what lay at `path` before is untouched. Raises UserError
+    (destination, format, verification).
+    """
+    request = request or Request()
+    check_formats(format)
+    check_request(source, request)
+    target = check_destination(path, overwrite=overwrite, need_bytes=source.size_bytes + SPARE_BYTES)
+    name = golden_name(target)
+    with staging(target) as folder, evaluating(source) as still:
+        golden = golden_of(still, request, evaluate)
+        digest = golden.save(folder / name)
+        facts = {"golden": name, "golden_sha256": digest}
+        verified, files = written(still, request, format, folder / target.name, folder / name, facts)
+        for file in (folder / name, *reversed(files)):  # the file that names the others comes last
+            move_in_place(file, target.parent / file.name)
+    return replace(verified, path=target, golden=target.parent / name)
+
+
+def written(
+    source: Source, request: Request, format: str, path: Path, golden: Path, facts: Mapping[str, Any]
+) -> tuple[Verified, list[Path]]:
+    """Write a file of a source in eval mode and verify it; return with it all files, `path` first.
+
+    `facts` are put into the file beside those of source and request.
+    """
+    allowed = tolerance(format, request.precision)
+    width = int(np.load(golden)["vectors_0"].shape[1])
+    told = {
+        "format": format,
+        "guie": _version(),
+        **request.told(),
+        "preprocess": asdict(source.preprocess),
+        "embed_dim": width,
+        "tolerance": asdict(allowed),
+        **source.facts,
+        **facts,
+    }
+    files = writer(format).write(source, request, path, told)
+    return compare(path, golden, allowed), files
+
+
+def check_request(source: Source, request: Request) -> None:
+    """Raise UserError where a source cannot be written so."""
+    if request.pixels == "levels":
+        return
+    sided = any(getattr(one, "side_dim", 0) for one in source.embedders.values())
+    refused = {
+        "several embedders": len(source.embedders) > 1,
+        "views": source.views is not None,
+        "side inputs": sided,
+    }
+    if found := [what for what, holds in refused.items() if holds]:
+        raise UserError(
+            f"pixels: normalised with {found[0]}; accepted: levels, which the file needs for them"
+        )
+
+
+def golden_of(source: Source, request: Request, evaluate: Evaluate) -> Golden:
+    """Return the pairs that a file must reproduce: of any size and batch, or of the one that it takes."""
+    batches = GOLDEN_BATCHES if request.batch is None else (request.batch,)
+    if request.pixels == "normalised":
+        sizes, inputs = [source.preprocess.size_px], _normalised(source)
+        return make_golden(evaluate, sizes=sizes, batches=batches, inputs=inputs)
+    return make_golden(
+        evaluate, sizes=[request.size_px] if request.size_px else GOLDEN_SIZES, batches=batches
+    )
+
+
+def _normalised(source: Source) -> Callable[[np.ndarray], np.ndarray]:
+    """Return how pictures at the network's size become what it reads: (N,3,h,w) uint8 to float32."""
+    mean, std = (np.array(v).reshape(3, 1, 1) for v in (source.preprocess.mean, source.preprocess.std))
+    return lambda pictures: ((pictures / 255 - mean) / std).astype(np.float32)
+
+
+def golden_name(target: Path) -> str:
+    """Return `golden.npz`, or `<stem>.golden.npz` where that one belongs to another file of the folder."""
+    recorded = _recorded_golden(target) if target.exists() else None
+    if recorded:
+        return recorded
+    taken = (target.parent / GOLDEN_NAME).exists()
+    return f"{target.stem}.{GOLDEN_NAME}" if taken else GOLDEN_NAME
+
+
+def _recorded_golden(target: Path) -> str | None:
+    try:
+        return describe(target)["golden"]
+    except UserError:
+        return None
+
+
+def _version() -> str:
+    try:
+        return version("guie")
+    except PackageNotFoundError:
+        return "unknown"
