@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from guie import huggingface
 from guie.build import build, refuse_foreign
 from guie.datasets.evaluated import capped, cropped
 from guie.datasets.known import refuse_other
@@ -192,10 +193,11 @@ def class_names(rows: Manifest, num_classes: int) -> list[str]:
 def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
     """Return the embedder of a run folder (its last checkpoint) or checkpoint, and what was saved with it.
 
-    `ckpt` among that is the checkpoint's folder.
-    Raises UserError where it is damaged, or its config does not describe its weights.
+    `ckpt` among that is the checkpoint's folder; the space id of a Hugging Face folder is computed anew.
+    Raises UserError where it is damaged, names foreign code, or its config does not describe its weights.
     """
     from guie import checkpoint
+    from guie.embed.space import space_id
     from guie.train.loop import load_weights
     from guie.types import Preprocess
 
@@ -212,7 +214,8 @@ def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
     }
     made.use_preprocess(Preprocess(**stated))
     load_weights(made, state.weights, "embedder")
-    return made.eval(), {**state.meta, "ckpt": str(folder)}
+    own = {"space_id": space_id(made)} if huggingface.is_published(folder) else {}
+    return made.eval(), {**state.meta, **own, "ckpt": str(folder)}
 
 
 def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,9 @@
 
 A folder appears under its name by one rename, after every byte has reached the disk; so a name that can be
 seen is complete, and the manifest tells whether it has changed since.
+
+A Hugging Face folder is a checkpoint, too, of weights for use alone: model.safetensors, config.json (what
+meta.json says), their manifest.json, and README.md, which anybody may edit.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +32,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from guie import huggingface
 from guie.durable import replace_file, sync, write_durably
 from guie.errors import UserError
 from guie.types import Preprocess
@@ -107,28 +112,54 @@ def save(folder: Path, state: State) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step_{state.step:06d}"
-    temporary = folder / f".{final.name}.{os.getpid()}.new"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with _appearing(final) as temporary:
         _write_files(temporary, state)
+    return final
+
+
+@contextmanager
+def published(folder: Path, state: State, card: str) -> Iterator[Path]:
+    """Yield a folder with the weights for use, the meta and the card, as the Hugging Face hub keeps them.
+
+    After the block it is `folder`, in the place of what was there; where the block raises, nothing is left.
+    """
+    with _appearing(folder) as temporary:
+        write_durably(temporary / huggingface.CARD, card.encode())
+        weights = _tensor_bytes(state.weights, {"format": "pt"})
+        told = json.dumps({**state.meta, "step": state.step}, indent=1).encode()
+        _seal(temporary, {huggingface.WEIGHTS: weights, huggingface.CONFIG: told})
+        yield temporary
+
+
+@contextmanager
+def _appearing(final: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `final`, which gets that name after the block; gone where that raises."""
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
         _move_into_place(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return final
 
 
 def _write_files(folder: Path, state: State) -> None:
-    folder.mkdir()
     tensors: dict[str, Tensor] = {}
     plain = _pack(state.training, tensors, "")
     files = {f"{part}.safetensors": _tensor_bytes(named) for part, named in state.parts.items()}
     files["training.safetensors"] = _tensor_bytes(tensors)
     files["training.json"] = _json_bytes(plain)
     files["meta.json"] = _json_bytes({**state.meta, "step": state.step})
+    _seal(folder, files)
+
+
+def _seal(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write `files` and their manifest into `folder`."""
     listed = {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()}
-    files["manifest.json"] = _json_bytes({"files": listed, "format": FORMAT})
-    for name, data in files.items():
+    manifest = _json_bytes({"files": listed, "format": FORMAT})
+    for name, data in {**files, "manifest.json": manifest}.items():
         write_durably(folder / name, data)
     sync(folder)
 
@@ -177,12 +208,15 @@ def stages(path: Path) -> list[Path]:
 def locate(path: Path, which: Which = "best") -> Path:
     """Return the checkpoint folder meant by `path`: itself, or a run folder's `which` (else newest) one.
 
-    Of a run in stages it is that of the last stage which has one.
+    Of a run in stages it is that of the last stage which has one; `hf-hub:owner/name` is fetched.
     """
+    path = huggingface.local(path)
     if (path / "manifest.json").is_file():
         return path
     if path.is_file():
         raise UserError(f"ckpt: {path} is a file; accepted: a run folder or a checkpoint folder (step_*)")
+    if (path / huggingface.CONFIG).is_file():
+        raise UserError(f"ckpt: {path} has no manifest.json; accepted: a Hugging Face folder of guie-export")
     path = next((stage for stage in reversed(stages(path)) if steps(stage / "checkpoints")), path)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     other: Which = "last" if which == "best" else "best"
@@ -216,15 +250,30 @@ class _Damaged(Exception):
 
 def _read(folder: Path, wanted: set[str] | None) -> State:
     listed = _manifest(folder)
-    names = [name for name in listed if name.endswith(".safetensors") and name != "training.safetensors"]
-    parts = {Path(name).stem for name in names} if wanted is None else wanted
-    for part in sorted(parts):
-        if f"{part}.safetensors" not in listed:
+    files = _part_files(listed)
+    parts = sorted(files if wanted is None else wanted)
+    for part in parts:
+        if part not in files:
             raise _Damaged(f"{part}.safetensors is not in its manifest")
-    meta = json.loads(_checked(folder, "meta.json", listed))
-    training = _read_training(folder, listed) if wanted is None else {}
-    tensors = {part: _tensors(folder, f"{part}.safetensors", listed) for part in sorted(parts)}
+    meta = _read_meta(folder, listed)
+    training = _read_training(folder, listed) if wanted is None and "training.json" in listed else {}
+    tensors = {part: _tensors(folder, files[part], listed) for part in parts}
     return State(int(meta["step"]), tensors, training, meta)
+
+
+def _part_files(listed: Mapping[str, Any]) -> dict[str, str]:
+    """Return the file of each part's weights."""
+    names = [name for name in listed if name.endswith(".safetensors") and name != "training.safetensors"]
+    return {"embedder" if name == huggingface.WEIGHTS else Path(name).stem: name for name in names}
+
+
+def _read_meta(folder: Path, listed: dict[str, Any]) -> dict[str, Any]:
+    if huggingface.CONFIG not in listed:
+        return json.loads(_checked(folder, "meta.json", listed))
+    try:
+        return huggingface.meta(_checked(folder, huggingface.CONFIG, listed))
+    except ValueError as error:
+        raise _Damaged(str(error)) from error
 
 
 def _read_training(folder: Path, listed: dict[str, Any]) -> dict[str, Any]:
@@ -317,10 +366,10 @@ def _json_bytes(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def _tensor_bytes(tensors: Mapping[str, Tensor], told: dict[str, str] | None = None) -> bytes:
     # Each is cloned: safetensors refuses tensors that share memory (tied weights) or are not contiguous.
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    return safetensors.torch.save(copies)
+    return safetensors.torch.save(copies, told)
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import yaml
 
-from guie import checkpoint
+from guie import checkpoint, huggingface
 from guie.durable import replace_file
 from guie.errors import UserError
 
@@ -117,6 +117,10 @@ def _decide(path: Path, config: Mapping[str, Any], resume: str) -> Path | None:
     state = start_state(path)
     if resume not in ("never", "auto"):
         start = checkpoint.locate(Path(resume), "last")
+        if huggingface.is_published(start):
+            raise UserError(
+                f"resume: {resume} holds weights alone; accepted: ckpt={resume} to start from them"
+            )
         refuse_changes(checkpoint.read(start, parts=()).meta.get("config", {}), config, f"resume={resume}")
         return start
     if state is None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from guie import assembly, checkpoint, runfolder
+from guie import assembly, checkpoint, huggingface, runfolder
 from guie.build import build
 from guie.data.bad_images import BadImages
 from guie.datasets.manifest import Manifest
@@ -24,7 +24,7 @@ Labels = Mapping[str, list[str]]
 
 
 class Former(NamedTuple):
-    """The former run's folder, its checkpoint, and the parts of the embedder that do not fit it."""
+    """The folder that has the former run's labels, its checkpoint, what of the embedder does not fit it."""
 
     folder: Path
     state: checkpoint.State
@@ -41,7 +41,7 @@ def take_embedder(embedder: Any, path: str) -> Former:
     anew = warm_start.take_embedder(embedder, state.trained)
     pixels = {key: tuple(state.meta["preprocess"][key]) for key in ("mean", "std")}
     embedder.use_preprocess(replace(embedder.preprocess, **pixels))
-    return Former(found.parent.parent, state, anew)
+    return Former(found if huggingface.is_published(found) else found.parent.parent, state, anew)
 
 
 def take_head(
@@ -56,8 +56,8 @@ def take_head(
         return f"{said}; head: begins anew (warm_start.head=drop)"
     if "neck" in former.anew:
         return f"{said}; head: begins anew, its rows belong to another neck"
-    if known is None:
-        return f"{said}; head: begins anew, there is no labels.parquet in {former.folder}"
+    if known is None or "head" not in former.state.parts:
+        return f"{said}; head: begins anew, there is none with its labels.parquet in {former.folder}"
     classes = warm_start.matched(known, labels["names"], labels["full"])
     anew = warm_start.take_head(head, former.state.parts["head"], classes, how, means)
     return f"{said}; head: {classes}; not taken: {', '.join([*anew, 'optimiser'])}"
