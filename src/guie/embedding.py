@@ -24,9 +24,10 @@ from guie.data.bad_images import BadImages
 from guie.datasets.evaluated import cropped
 from guie.datasets.manifest import SPLITS, Manifest
 from guie.durable import sync
-from guie.embed import concatenation, formats
+from guie.embed import ensemble, formats
+from guie.embed.ensemble import Ensemble
 from guie.embed.reading import Job, Reader, looks
-from guie.embed.space import digest, space_id
+from guie.embed.space import space_id
 from guie.embed.vectors import vectors_file
 from guie.errors import UserError
 from guie.protocols import chosen as protocols
@@ -50,12 +51,16 @@ class Task:
     files: dict[str, Path] = field(default_factory=dict)
     spaces: dict[str, str] = field(default_factory=dict)
 
+    def parts(self) -> dict[str, np.ndarray]:
+        """Return each model's vectors (N,D), NaN where a picture is bad."""
+        return {model: np.load(path, mmap_mode="r") for model, path in self.files.items()}
+
 
 def embed_configured(cfg: Mapping[str, Any], here: World, notice: Any) -> None:
     """Embed `dataset` by `ckpt` through `views`, write `formats`; say where."""
     check_values(cfg)
-    models = here.on_main(partial(chosen_models, cfg))
-    weights = concatenation.check_weights(cfg["weights"], list(models))
+    models = here.on_main(partial(evaluating.chosen_models, cfg))
+    joined = ensemble.chosen(cfg["weights"], cfg["combine"], list(models))
     views = assembly.views(cfg)
     dtype = precision(cfg["precision"], here.device)
     reader = Reader(cfg["batch_size"], cfg["threads"], here.device, dtype, views)
@@ -69,8 +74,8 @@ def embed_configured(cfg: Mapping[str, Any], here: World, notice: Any) -> None:
             num_rows = sum(len(task.rows) for task in tasks.values())
             by = f" by {here.size} processes" if here.size > 1 else ""
             log.info("embedding %d pictures of %s%s", num_rows, ", ".join(tasks), by)
-            compute(cfg, models, tasks, reader, here, notice)
-        here.on_main(partial(write_all, cfg, tasks, weights))
+            compute(cfg, models, tasks, reader, here, notice, joined)
+        here.on_main(partial(write_all, cfg, tasks, joined))
         here.on_main(partial(shutil.rmtree, out / ".work"))
     if here.is_main:
         print(f"embeddings  {out}")
@@ -85,21 +90,6 @@ def check_values(cfg: Mapping[str, Any]) -> None:
     for key in ("batch_size", "threads"):
         if cfg[key] is not None and cfg[key] < 1:
             raise UserError(f"{key}: {cfg[key]}; accepted: 1 or more")
-
-
-def chosen_models(cfg: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the run or checkpoint of each model by name, '' where there is one alone; None: no training."""
-    ckpt = cfg["ckpt"]
-    if ckpt == "none":
-        return {"": None}
-    if ckpt is None or isinstance(ckpt, str):
-        return {"": str(Path(ckpt).expanduser() if ckpt else evaluating.newest_run(Path("runs")))}
-    if not ckpt or not isinstance(ckpt, Mapping):
-        raise UserError(f"ckpt: {ckpt}; accepted: a run, or several by name as in ckpt={{a:runs/a,b:runs/b}}")
-    for name, path in ckpt.items():
-        if not isinstance(path, str):
-            raise UserError(f"ckpt.{name}: {path!r}; accepted: a run or checkpoint")
-    return {str(name): str(Path(path).expanduser()) for name, path in ckpt.items()}
 
 
 def chosen_rows(cfg: Mapping[str, Any]) -> dict[str, Manifest]:
@@ -157,6 +147,7 @@ def planned(cfg: Mapping[str, Any], told: Mapping[str, Any], name: str, rows: Ma
     ids = formats.picture_ids(map(rows.place, range(len(rows))), cfg["ids"])
     formats.check(kinds, ids, rows.splits)
     written = {key: cfg[key] for key in ("keep", "weights", "split", "ids", "precision")}
+    written |= {} if cfg["combine"] == "concat" else {"combine": cfg["combine"]}  # as folders of before say
     job = {**told, **written, "formats": list(kinds), "rows": rows.fingerprint()}
     return Task(rows, job, ids, out / name, out / ".work" / name)
 
@@ -207,14 +198,15 @@ def compute(
     reader: Reader,
     here: World,
     notice: Any,
+    joined: Ensemble,
 ) -> None:
     """Embed every data set by every model, one model in memory at a time; the tasks get files and spaces."""
-    width = 0
+    widths: dict[str, int] = {}
     for model, path in models.items():
         embedder = None  # one leaves before the next one comes
         embedder = here.on_main_first(partial(loaded, cfg, path)).to(here.device)
-        width += embedder.embed_dim
-        formats.check_width(formats.check_names(cfg["formats"], cfg["ids"]), width)
+        widths[model] = embedder.embed_dim
+        formats.check_width(formats.check_names(cfg["formats"], cfg["ids"]), joined.width(widths))
         space = space_id(embedder, views=reader.views)
         for name, task in tasks.items():
             said = f"embedding {name}" + (f" by {model}" if model else "")
@@ -246,36 +238,31 @@ def embedded(
     return vectors_file(embedder, job, task.work, here, space)
 
 
-def write_all(cfg: Mapping[str, Any], tasks: Mapping[str, Task], weights: Mapping[str, float]) -> None:
-    """Write the folder of each data set."""
+def write_all(cfg: Mapping[str, Any], tasks: Mapping[str, Task], joined: Ensemble) -> None:
+    """Write the folder of each data set; UserError where models are averaged that share no space."""
+    if tasks:
+        joined.check_shared([task.parts() for task in tasks.values()])
     for task in tasks.values():
-        write(task, formats.check_names(cfg["formats"], cfg["ids"]), weights)
+        write(task, formats.check_names(cfg["formats"], cfg["ids"]), joined)
         log.info("%s", described(task))
 
 
-def write(task: Task, kinds: tuple[str, ...], weights: Mapping[str, float]) -> None:
+def write(task: Task, kinds: tuple[str, ...], joined: Ensemble) -> None:
     """Write a data set's folder: what `embeddings.load` reads, the formats, the list of bad pictures."""
-    parts = {model: np.load(path, mmap_mode="r") for model, path in task.files.items()}
-    rows = concatenation.good_rows(parts)
+    parts = task.parts()
+    rows = ensemble.good_rows(parts)
     if not len(rows):
         raise UserError(f"dataset: {task.folder.name}: none of {len(task.rows)} pictures can be read")
     vectors = next(iter(parts.values()))
     if len(parts) > 1 or len(rows) < len(vectors):
-        concatenation.write(task.work / "vectors.npy", parts, weights, rows)
+        joined.write(task.work / "vectors.npy", parts, rows)
         vectors = np.load(task.work / "vectors.npy", mmap_mode="r")
-    made = embeddings.from_manifest(vectors, task.rows, rows=rows, space_id=space_of(task.spaces, weights))
+    made = embeddings.from_manifest(vectors, task.rows, rows=rows, space_id=joined.space_id(task.spaces))
     staged = embeddings.save(made, task.work / "made", job=task.job)
     formats.write(kinds, staged, vectors, task.ids[rows], made.splits)
     if (task.work / LIST).exists():
         shutil.copy(task.work / LIST, staged / LIST)
     publish(staged, task.folder)
-
-
-def space_of(spaces: Mapping[str, str], weights: Mapping[str, float]) -> str:
-    """Return the space of one model, or of several side by side with these weights."""
-    if len(spaces) == 1:
-        return next(iter(spaces.values()))
-    return digest("side by side", *(f"{space} {weights[name]}" for name, space in spaces.items()))
 
 
 def publish(staged: Path, folder: Path) -> None:

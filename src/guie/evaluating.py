@@ -22,20 +22,22 @@ from guie.types import Embeddings, Search
 if TYPE_CHECKING:  # pyarrow.compute and torch cost saved embeddings more than their evaluation
     from guie.bench import Bench
     from guie.datasets.manifest import Manifest
+    from guie.embed.several import Models
     from guie.views import Views
 
 log = logging.getLogger("guie")
 
 LONGEST = 120  # characters of the data sets' names together in that of a folder
-# Keys that say what is embedded, and how.
-EMBEDS = ("ckpt", "backbone", "pool", "dataset", "distractors", "bank", "eval_cap", "keep", "views")
+# Keys that say how pictures are embedded, and which.
+EMBEDS = ("ckpt", "weights", "combine", "keep", "views", "backbone", "pool")
+PICTURES = ("dataset", "distractors", "bank", "eval_cap")
 
 
 def of_saved(cfg: Mapping[str, Any]) -> None:
     """Evaluate saved embeddings: a folder of them, or one with a folder for each data set."""
     place = Path(cfg["embeddings"]).expanduser()
-    for key in EMBEDS:
-        if cfg[key] not in (None, {}):
+    for key in (*EMBEDS, *PICTURES):
+        if cfg[key] not in (None, {}, "concat"):
             raise UserError(f"{key}: given with saved embeddings; accepted: one of the two")
     _check_against(cfg)
     found = saved_sets(place)
@@ -83,10 +85,10 @@ class Rows(NamedTuple):
 def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     """Embed and evaluate a run, a checkpoint, or (ckpt=none) a backbone alone; by all processes of `here`."""
     from guie import assembly
-    from guie.embed.space import space_id
 
     _check_against(cfg)
-    embedder, trained, folder = _model(cfg, here)
+    models = _models(cfg, here)
+    trained, folder = models.trained, models.folder
     if not cfg["dataset"]:  # evaluated as it was in training
         seen = trained or {}
         cfg = {**cfg, "dataset": seen.get("eval_on", {})}
@@ -96,7 +98,7 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     home = _home(folder)
     name = ("" if home == folder else f"{folder.name}-") + _name(rows.sets, cfg, views)
     out = Path(cfg["out"]).expanduser() if cfg["out"] else home / "eval" / name
-    bench = assembly.bench(cfg, rows.sets, here.device, notice, out, here)
+    bench = assembly.bench(cfg, rows.sets, here.device, notice, out, here, views)
     measured = Measured(
         cfg,
         bench.protocols,
@@ -105,12 +107,12 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
         _pictures(rows.sets, rows.distractors),
         here.is_main,
     )
-    measured.check(space_id(embedder, views=views), rows.bank, rows.distractors)
+    measured.check(models.space_id(views), rows.bank, rows.distractors)
     here.on_main(lambda: out.mkdir(parents=True, exist_ok=True))
-    found = rows.apart(replace(bench, sets=rows.together()).embeddings(embedder.to(here.device), out))
+    found = rows.apart(models.embeddings(replace(bench, sets=rows.together()), out))
     floors = here.on_main(lambda: _floors(cfg, bench, trained, here.device))
     evaluation, facts = measured.on(*found)
-    facts = {"floors": floors, "seed": cfg["seed"], "ckpt": str(folder), **facts}
+    facts = {"floors": floors, "seed": cfg["seed"], **models.facts, **facts}
     as_trained = trained and home == folder and cfg["keep"] is None and views is None
     written = partial(results.write_results, found=found.sets, sets=rows.sets, against=cfg["against"])
     here.on_main(lambda: _written(out, evaluation, facts, written, [folder] if as_trained else []))
@@ -174,21 +176,46 @@ def _written(
     print(f"report      {out / 'report.html'}")
 
 
-def _model(cfg: Mapping[str, Any], here: Any) -> tuple[Any, Mapping[str, Any] | None, Path]:
-    """Return the embedder, the config that it was trained by (None: a backbone alone), and its folder."""
+def _models(cfg: Mapping[str, Any], here: Any) -> Models:
+    """Return what `ckpt` names."""
     from guie import assembly
+    from guie.embed import ensemble
+    from guie.embed.several import Models
 
-    if cfg["ckpt"] == "none":
-        stamp = here.on_main(lambda: time.strftime("%Y%m%d-%H%M%S"))
-        embedder, trained, folder = backbone_alone(cfg), None, Path("runs") / f"eval-{stamp}"
-    else:
-        newest = partial(newest_run, Path("runs"))
-        folder = Path(cfg["ckpt"]).expanduser() if cfg["ckpt"] else here.on_main(newest)
-        embedder, meta = assembly.trained_embedder(folder)
-        trained = meta["config"]
+    places = here.on_main(partial(chosen_models, cfg))
+    joined = ensemble.chosen(cfg["weights"], cfg["combine"], list(places))
+    stamp = here.on_main(lambda: time.strftime("%Y%m%d-%H%M%S"))
+    folder, trained = Path("runs") / f"eval-{stamp}", None
+    if places == {"": None}:
+        return Models({"": _kept(cfg, backbone_alone(cfg))}, joined, folder, {"ckpt": str(folder)})
+    loaded = {name: assembly.trained_embedder(str(path)) for name, path in places.items()}
+    if "" in loaded:
+        folder, trained = Path(str(places[""])), loaded[""][1]["config"]
+    embedders = {name: _kept(cfg, embedder) for name, (embedder, _) in loaded.items()}
+    told = {"ckpt": str(folder)} if "" in loaded else {"ckpt": places, **joined.told()}
+    return Models(embedders, joined, folder, told, trained)
+
+
+def _kept(cfg: Mapping[str, Any], embedder: Any) -> Any:
+    """Return the embedder, the first `keep` of its numbers where that is given."""
     if cfg["keep"] is not None:
         embedder.cut_to(cfg["keep"])
-    return embedder, trained, folder
+    return embedder
+
+
+def chosen_models(cfg: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the run or checkpoint of each model by name, '' where there is one alone; None: no training."""
+    ckpt = cfg["ckpt"]
+    if ckpt == "none":
+        return {"": None}
+    if ckpt is None or isinstance(ckpt, str):
+        return {"": str(Path(ckpt).expanduser() if ckpt else newest_run(Path("runs")))}
+    if not ckpt or not isinstance(ckpt, Mapping):
+        raise UserError(f"ckpt: {ckpt}; accepted: a run, or several by name as in ckpt={{a:runs/a,b:runs/b}}")
+    for name, path in ckpt.items():
+        if not isinstance(path, str):
+            raise UserError(f"ckpt.{name}: {path!r}; accepted: a run or checkpoint")
+    return {str(name): str(Path(path).expanduser()) for name, path in ckpt.items()}
 
 
 def _of_all(search: Search, here: Any) -> Search:

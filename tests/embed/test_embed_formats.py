@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from guie.embed import concatenation, formats
+from guie.embed import ensemble, formats
 from guie.errors import UserError
 
 DRAW = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_an_h5_of_the_same_vectors_has_the_same_bytes(tmp_path):
 
 def test_writing_needs_no_torch_and_h5_only_where_it_is_written():
     code = (
-        "import sys, guie.embed.formats, guie.embed.concatenation; print({'torch', 'h5py'} & {*sys.modules})"
+        "import sys, guie.embed.formats, guie.embed.ensemble; print({'torch', 'h5py'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -111,9 +111,9 @@ def test_several_models_are_unit_vectors_times_weight_side_by_side_of_unit_lengt
     parts = {"b7": vectors(9000, 3), "b5": 4 * vectors(9000, 2)}
     parts["b5"][17] = np.nan
     weights = {"b7": 0.6, "b5": 0.1}
-    rows = concatenation.good_rows(parts)
+    rows = ensemble.good_rows(parts)
     assert rows.tolist() == [i for i in range(9000) if i != 17]
-    concatenation.write(tmp_path / "x.npy", parts, weights, rows)
+    ensemble.Ensemble(weights).write(tmp_path / "x.npy", parts, rows)
     found = np.load(tmp_path / "x.npy")
     assert found.shape == (8999, 5) and found.dtype == np.float32
     for place in (0, 16, 17, 8998):
@@ -134,8 +134,8 @@ def test_several_models_are_unit_vectors_times_weight_side_by_side_of_unit_lengt
     ],
 )
 def test_weights_of_no_model_and_no_weight_are_refused(weights, said):
-    assert concatenation.check_weights({"a": 2}, ["a", "b"]) == {"a": 2.0, "b": 1.0}
+    assert ensemble.check_weights({"a": 2}, ["a", "b"]) == {"a": 2.0, "b": 1.0}
     with pytest.raises(UserError, match=said):
-        concatenation.check_weights(weights, ["a", "b"])
+        ensemble.check_weights(weights, ["a", "b"])
     with pytest.raises(UserError, match=r"weights\.a: there is no such model; accepted: with several models"):
-        concatenation.check_weights({"a": 1.0}, [""])
+        ensemble.check_weights({"a": 1.0}, [""])

@@ -1,0 +1,83 @@
+"""One model or several as one source of embeddings: what guie-eval measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from guie.embed.ensemble import Ensemble
+from guie.embed.space import space_id
+from guie.train.distributed import World
+from guie.types import Embeddings
+from guie.views import Views
+
+
+@dataclass(frozen=True)
+class Models:
+    """Embedders by name ("" for one alone), `joined` to one vector for each picture.
+
+    `folder` is that of the run or checkpoint, or where results go; `facts` are told with them; `trained` is
+    the config that a model alone was trained by.
+    """
+
+    embedders: Mapping[str, Any]
+    joined: Ensemble
+    folder: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    trained: Mapping[str, Any] | None = None
+
+    def space_id(self, views: Views | None = None) -> str:
+        """Return the name of the space that pictures are embedded into, each seen through `views`."""
+        return self.joined.space_id(
+            {name: space_id(one, views=views) for name, one in self.embedders.items()}
+        )
+
+    def embeddings(self, bench: Any, out: Path) -> dict[str, Embeddings]:
+        """Return the embeddings of every set of a `Bench`, which goes on from `out` after an interruption.
+
+        One model at a time is on the bench's device. Raises UserError where models are averaged that share
+        no space.
+        """
+        self.joined.width({name: one.embed_dim for name, one in self.embedders.items()})
+        parts: dict[str, dict[str, Embeddings]] = {name: {} for name in bench.sets}
+        for name, embedder in self.embedders.items():
+            told = replace(bench, notice=_by(bench.notice, name))
+            for rows, made in told.embeddings(embedder.to(bench.reader.device), out).items():
+                parts[rows][name] = made
+            if len(self.embedders) > 1:
+                embedder.to("cpu")  # one leaves before the next one comes
+        self.joined.check_shared([_vectors(of_set) for of_set in parts.values()])
+        here = bench.here or World()
+        return {
+            name: _one(of_set, self.joined, out / f".joined-{name}.npy", here)
+            for name, of_set in parts.items()
+        }
+
+
+def _one(parts: Mapping[str, Embeddings], joined: Ensemble, path: Path, here: World) -> Embeddings:
+    """Return the embeddings of several models as one, mapped from disk by all processes."""
+    first, *others = parts.values()
+    if not others:
+        return first
+    assert all(np.array_equal(first.files, other.files) for other in others), "bad pictures are bad to all"
+    here.on_main(lambda: joined.write(path, _vectors(parts), np.arange(len(first.vectors))))
+    vectors = np.load(path, mmap_mode="r")
+    here.gather(None)  # what all have mapped stays when its name goes
+    here.on_main(path.unlink)
+    space = joined.space_id({name: part.space_id for name, part in parts.items()})
+    return replace(first, vectors=vectors, space_id=space)
+
+
+def _vectors(parts: Mapping[str, Embeddings]) -> dict[str, np.ndarray]:
+    return {name: part.vectors for name, part in parts.items()}
+
+
+def _by(notice: Callable[[str, int, int], None] | None, name: str) -> Callable[[str, int, int], None] | None:
+    """Return a notice that says of which model it tells."""
+    if notice is None or not name:
+        return notice
+    return lambda what, done, total: notice(f"{what} by {name}", done, total)
