@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from guie import assembly, evaluating
-from guie.embed.concatenation import check_weights, joined
+from guie.embed import ensemble
+from guie.embed.ensemble import Ensemble
 from guie.embed.pictures import vectors_of
 from guie.embed.space import space_id
-from guie.embedding import chosen_models, space_of
 from guie.export.source import Request, Source
 from guie.export.verify import Verified
 from guie.export.writing import export
@@ -40,12 +40,13 @@ def requested(cfg: Mapping[str, Any]) -> Request:
 
 def chosen(cfg: Mapping[str, Any]) -> Source:
     """Return what is to be exported: each run's embedder, cut to `keep`."""
-    models = chosen_models(cfg)
-    weights = check_weights(cfg["weights"], list(models))
+    models = evaluating.chosen_models(cfg)
+    joined = ensemble.chosen(cfg["weights"], cfg["combine"], list(models))
     views = assembly.views(cfg)
     embedders = {name: trained(path, cfg["keep"]) for name, path in models.items()}
     spaces = {name: space_id(embedder, views=views) for name, embedder in embedders.items()}
-    return Source(embedders, weights, views=views, facts={"space_id": space_of(spaces, weights)})
+    facts = {"space_id": joined.space_id(spaces)}
+    return Source(embedders, joined.weights, joined.combine, views, facts=facts)
 
 
 def trained(path: str | None, keep: int | None) -> Any:
@@ -59,6 +60,4 @@ def trained(path: str | None, keep: int | None) -> Any:
 def evaluated(source: Source, pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Return what evaluation makes of pictures (3,H,W) uint8, (N,D) float32: nothing of `export` is in it."""
     parts = {name: vectors_of(one, pictures, source.views) for name, one in source.embedders.items()}
-    if len(parts) == 1:
-        return next(iter(parts.values()))
-    return joined(parts, {name: source.weight(name) for name in parts})
+    return Ensemble({name: source.weight(name) for name in parts}, source.combine).joined(parts)
