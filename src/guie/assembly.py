@@ -230,8 +230,38 @@ def untrained_embedder(cfg: Mapping[str, Any]) -> Any:
 
 
 def views(cfg: Mapping[str, Any]) -> Any:
-    """Return through what each picture is looked at several times; None: it is seen once."""
-    return build(cfg["views"], where="views") if cfg.get("views") else None
+    """Return through what each picture is looked at several times; None: it is seen once.
+
+    Gated views are chosen by the classifier of the run `ckpt_cls`; UserError where one is without the other.
+    """
+    node, path = cfg.get("views"), cfg.get("ckpt_cls")
+    if path and not (node and node.get("gate")):
+        raise UserError("ckpt_cls: given, but nothing is chosen by it; accepted: with views=classifier_tta")
+    if not node:
+        return None
+    return build(node, where="views", classifier=trained_classifier(path) if path else None)
+
+
+def trained_classifier(path: str | Path) -> Any:
+    """Return the classifier of a run of head=classifier_tta, its classes by name; UserError for another."""
+    from guie import checkpoint, runfolder
+    from guie.embed.space import feature_space
+    from guie.views import Classifier
+
+    try:
+        made, meta = trained_embedder(path)
+        weights = checkpoint.read(Path(meta["ckpt"]), parts=("head",)).parts["head"]
+    except UserError as error:
+        raise UserError(f"ckpt_cls: {str(error).removeprefix('ckpt: ')}") from error
+    head = meta["config"]["head"]["_target_"]
+    if head != "guie.heads.gate.Gate":
+        raise UserError(f"ckpt_cls: {path} has the head {head}; accepted: a run of head=classifier_tta")
+    names = [row["label"] for row in runfolder.read_labels(Path(meta["ckpt"]).parent.parent) or []]
+    if len(names) != len(weights["weight"]):
+        told = f"{len(names)} of its {len(weights['weight'])} classes"
+        raise UserError(f"ckpt_cls: labels.parquet of {path} names {told}; accepted: a whole run folder")
+    key = checkpoint.weights_digest(weights)
+    return Classifier(names, weights["weight"], weights["bias"], key, feature_space(made))
 
 
 def bench(
@@ -241,13 +271,14 @@ def bench(
     notice: Any = None,
     listed_in: Path | None = None,
     here: Any = None,
+    views: Any = None,
 ) -> Any:
-    """Return how to measure on `sets`; bad pictures are listed in the folder `listed_in`."""
+    """Return how to measure on `sets`, seen through `views`; bad pictures are listed in `listed_in`."""
     from guie.bench import Bench
     from guie.embed.reading import Reader
 
     threads = cfg["hw"]["threads"] if "hw" in cfg else cfg["threads"]
-    reader = Reader(batch_size=cfg.get("batch_size", 128), threads=threads, device=device, views=views(cfg))
+    reader = Reader(batch_size=cfg.get("batch_size", 128), threads=threads, device=device, views=views)
     search = chosen_search(cfg.get("search"), cfg["memory_mib"])
     policy = cfg["bad_images"], cfg["max_bad_share"]
     return Bench(sets, reader, protocols(cfg, sets), search, *policy, notice, listed_in, here)

@@ -2,14 +2,16 @@
 
 A view is what is looked at (a module on whole pictures that TorchScript compiles), the `Preprocess` that
 brings this to the network, and whether the network sees it mirrored. Who embeds and who exports each execute
-`Preprocess` in their own way, with equal numbers.
+`Preprocess` in their own way, with equal numbers. With a gate each picture gets views of its own: by its
+shape, and by the class that a linear classifier sees in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ _PLACES = {
     "bottom_left": (1.0, 0.0),
     "bottom_right": (1.0, 1.0),
 }
+_SHOWN = 20  # names in an error
 
 
 class Whole(nn.Module):
@@ -116,13 +119,146 @@ class View:
     mirrored: bool = False
 
 
+class Classifier(NamedTuple):
+    """What a run of head=classifier_tta learned: `names` of the C classes, `weight` (C,F) and `bias` (C,).
+
+    `key` tells these weights from others, `features` the features that they read (`embed.space`).
+    """
+
+    names: Sequence[str]
+    weight: Tensor
+    bias: Tensor
+    key: str
+    features: str
+
+
+class Choice(nn.Module):
+    """Features (B,F) to the views of their pictures, (B,V) bool: those of the class that scores highest."""
+
+    def __init__(self, classifier: Classifier, table: Sequence[Sequence[bool]]) -> None:
+        super().__init__()
+        self.table: Tensor
+        self.weight: Tensor
+        self.bias: Tensor
+        self.register_buffer("table", torch.tensor(table))
+        self.register_buffer("weight", classifier.weight.detach())
+        self.register_buffer("bias", classifier.bias.detach())
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return the rows of `table` (C,V) that the features choose; computed in the dtype of the weights."""
+        logits = functional.linear(feature.to(self.weight.dtype), self.weight, self.bias)
+        return self.table[logits.argmax(1)]
+
+
+class Gating(NamedTuple):
+    """A gate over V views by number: the classifier reads `first`, `choice` says what is summed.
+
+    Pictures as high as wide get the views `square` unasked; None: they are asked as all others. `features`
+    names the features that the classifier knows, `key` all of the gate.
+    """
+
+    first: int
+    square: tuple[int, ...] | None
+    choice: Choice
+    features: str
+    key: str
+
+    def is_square(self, height: int, width: int) -> bool:
+        """Return whether a picture is one of those that get `square`."""
+        return self.square is not None and height == width
+
+    def possible(self, *, square: bool) -> set[int]:
+        """Return the views that pictures of this shape may get, or are asked by."""
+        if square:
+            return set(self.square or ())
+        return {self.first, *self.choice.table.any(0).nonzero()[:, 0].tolist()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pictures of these `classes` get these `looks`, both by name."""
+
+    classes: list[str]
+    looks: list[str]
+
+
+class Gate:
+    """Which looks a picture gets by the class that a classifier sees in it (system A's classifier-TTA).
+
+    The classifier, `ckpt_cls`, is a run of head=classifier_tta on the same frozen backbone. It reads the
+    feature of the look `by`, at the first scale and not mirrored; this look is summed only where it is named.
+    Pictures of a class in one of `groups` (by name, null: left out) get the looks of this group, all others
+    `otherwise`; those as high as wide get `square` unasked, where that is given.
+    """
+
+    def __init__(
+        self,
+        otherwise: list[str],
+        groups: dict[str, Any] | None = None,
+        by: str = "whole",
+        square: list[str] | None = None,
+        *,
+        classifier: Classifier | None,
+    ) -> None:
+        if classifier is None:
+            raise UserError(
+                "ckpt_cls: not given; accepted: a run of head=classifier_tta, for these views ask it"
+            )
+        self.otherwise, self.by, self.square, self.classifier = otherwise, by, square, classifier
+        self.groups = {name: group for name, group in (groups or {}).items() if group is not None}
+
+    def over(self, looks: Sequence[str]) -> Gating:
+        """Return the gate over views, given the look of each; UserError for a look or class that is none."""
+        first = min(_views(looks, self.by, "by"))
+        square = None if self.square is None else tuple(sorted(_views(looks, self.square, "square")))
+        seen = self._views_of_classes(looks)
+        table = [[view in chosen for view in range(len(looks))] for chosen in seen]
+        told = f"{self.classifier.key} {first} {square} {table}"
+        key = hashlib.sha256(told.encode()).hexdigest()[:16]
+        return Gating(first, square, Choice(self.classifier, table), self.classifier.features, key)
+
+    def _views_of_classes(self, looks: Sequence[str]) -> list[set[int]]:
+        """Return the views of each class, in the classifier's order."""
+        classes = self.classifier.names
+        found = dict.fromkeys(classes, _views(looks, self.otherwise, "otherwise"))
+        placed: dict[str, str] = {}
+        for name, group in self.groups.items():
+            views = _views(looks, group.looks, f"groups.{name}.looks")
+            for label in _known(classes, group.classes, f"groups.{name}.classes"):
+                if label in placed:
+                    where = f"views.gate.groups.{name}.classes"
+                    raise UserError(
+                        f"{where}: '{label}' is in {placed[label]}, too; accepted: one group each"
+                    )
+                found[label], placed[label] = views, name
+        return list(found.values())
+
+
+def _views(looks: Sequence[str], wanted: Sequence[str], where: str) -> set[int]:
+    """Return the numbers of the views whose look is wanted."""
+    names = _known(looks, wanted, where)
+    return {number for number, look in enumerate(looks) if look in names}
+
+
+def _known(names: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
+    """Return `wanted`, one name or several, as they are among `names`; UserError where they are not."""
+    found = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
+    for name in found or ["nothing"]:
+        if name not in names:
+            known = list(dict.fromkeys(names))
+            rest = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+            raise UserError(f"views.gate.{where}: '{name}'; accepted: {', '.join(known[:_SHOWN])}{rest}")
+    return found
+
+
 class Views:
     """Each of `looks` at each of `scales`, with `flip` mirrored as well. Config group `views`.
 
     `looks` by name, all of the picture where none is named; one that is null is left out. A part of a picture
     is seen without the margin that `crop_fraction` cuts. `scales` multiply the height and width of the
     network's input, which come in multiples of `multiple_px` and are `min_px` at least. `summed`: the unit
-    vectors, or the raw ones of the neck; the sum is brought to unit length.
+    vectors, or the raw ones of the neck; the sum is brought to unit length. With a `gate` each picture gets
+    some of the views, by what a classifier sees in it.
     """
 
     def __init__(
@@ -133,6 +269,7 @@ class Views:
         summed: Literal["unit", "raw"] = "unit",
         multiple_px: int = 1,
         min_px: int = 1,
+        gate: Any = None,
     ) -> None:
         if summed not in ("unit", "raw"):
             raise UserError(f"views.summed: '{summed}'; accepted: unit, raw")
@@ -145,12 +282,14 @@ class Views:
         self.looks = named or {"whole": Whole()}
         self.scales, self.flip, self.summed = tuple(map(float, scales)), flip, summed
         self.multiple_px, self.min_px = multiple_px, min_px
+        self.gating: Gating | None = gate.over(self._look_of_each()) if gate else None
 
     @property
     def key(self) -> str:
         """Return what tells these views from others: vectors under another key live in another space."""
         looks = [repr(look) for look in self.looks.values()]
-        return f"{looks} {self.scales} {self.flip} {self.summed} {self.multiple_px} {self.min_px}"
+        gate = f" {self.gating.key}" if self.gating else ""
+        return f"{looks} {self.scales} {self.flip} {self.summed} {self.multiple_px} {self.min_px}{gate}"
 
     def of(self, preprocess: Preprocess) -> list[View]:
         """Return the views of a network that states `preprocess`; a mirrored one follows its plain one."""
@@ -160,6 +299,10 @@ class Views:
             for scale in self.scales
             for mirrored in ((False, True) if self.flip else (False,))
         ]
+
+    def _look_of_each(self) -> list[str]:
+        """Return the name of the look of each view, in the order of `of`."""
+        return [look for look in self.looks for _ in range(len(self.scales) * (2 if self.flip else 1))]
 
     def _scaled(self, look: nn.Module, preprocess: Preprocess, scale: float) -> Preprocess:
         height, width = (self._side(side * scale) for side in preprocess.size_px)

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from guie.data.bad_images import BadImages
 from guie.data.sizes import original_sizes
 from guie.datasets.manifest import CROP, Manifest
+from guie.embed.gated import Gated, Rows
 from guie.embeddings import picture_names
 from guie.errors import UserError
 from guie.images import BadImage, decode
 from guie.launch import cores, ranks_here
 from guie.resize import apply, load
 from guie.side import side_inputs
+from guie.types import Output, Preprocess
 from guie.views import View, Views, combined
 
 Progress = Callable[[int, int], None]
@@ -136,17 +138,32 @@ def exact(manifest: Manifest, embedder: Any) -> Picture:
 
 
 def looks(manifest: Manifest, embedder: Any, views: Views | None) -> Picture:
-    """Return the looks of `views` that are not mirror images of others, each picture decoded once."""
+    """Return what the network is shown of each picture through `views`, each picture decoded once."""
     if views is None:
         return exact(manifest, embedder)
-    background = embedder.preprocess.background
-    chosen = [view for view in views.of(embedder.preprocess) if not view.mirrored]
+    spec = embedder.preprocess
 
     def picture(_: int, row: int) -> Sequence[np.ndarray]:
-        image = decode(manifest.read(row), background=background, box=manifest.crop(row))
-        return [_seen(image, view) for view in chosen]
+        image = decode(manifest.read(row), background=spec.background, box=manifest.crop(row))
+        return shown(image, views, spec)
 
     return picture
+
+
+def shown(image: np.ndarray, views: Views, spec: Preprocess) -> list[np.ndarray]:
+    """Return the looks of `views` at `image` (H,W,3) uint8, but for mirror images of others: (3,h,w) each.
+
+    With a gate a look that a picture of this shape cannot get is black, and behind the looks stands whether
+    the picture is square, () bool.
+    """
+    gating = views.gating
+    seen = [(number, view) for number, view in enumerate(views.of(spec)) if not view.mirrored]
+    if gating is None:
+        return [_seen(image, view) for _, view in seen]
+    square = gating.is_square(*image.shape[:2])
+    possible = gating.possible(square=square)
+    found = [_seen(image, view) if number in possible else _black(view) for number, view in seen]
+    return [*found, np.array(square)]
 
 
 def _seen(image: np.ndarray, view: View) -> np.ndarray:
@@ -156,22 +173,47 @@ def _seen(image: np.ndarray, view: View) -> np.ndarray:
     return apply(part.permute(1, 2, 0).numpy(), view.preprocess)
 
 
+def _black(view: View) -> np.ndarray:
+    return np.zeros((3, *view.preprocess.size_px), np.uint8)
+
+
 def embedding(embedder: Any, manifest: Manifest, reader: Reader) -> Forward:
     """Return the function from looks and their rows to z; with side inputs where the embedder reads some."""
     side = None
     if getattr(embedder, "side_dim", 0):
         side = torch.from_numpy(side_inputs(_sizes(manifest))).to(reader.device)
-    views = reader.views
+    if reader.views and reader.views.gating:
+        reader.views.gating.choice.to(reader.device)
 
     def forward(images: Sequence[Tensor], rows: np.ndarray) -> Tensor:
-        inputs = () if side is None else (side[torch.from_numpy(rows).to(side.device)],)
-        if views is None:
-            return embedder(images[0], *inputs).z
-        mirrored = (False, True) if views.flip else (False,)
-        passes = (embedder(x.flip(3) if flip else x, *inputs) for x in images for flip in mirrored)
-        return combined(out.z if views.summed == "unit" else out.raw[:, : out.z.shape[1]] for out in passes)
+        own = None if side is None else side[torch.from_numpy(rows).to(side.device)]
+        return summed(embedder, reader.views, images, own)
 
     return forward
+
+
+def summed(
+    embedder: Any, views: Views | None, images: Sequence[Tensor], side: Tensor | None = None
+) -> Tensor:
+    """Return z (B,D) of what `shown` gave of B pictures (views None: of one look), with their side inputs."""
+
+    def passed(pixels: Tensor, rows: Rows = slice(None)) -> Output:
+        return embedder(pixels[rows]) if side is None else embedder(pixels[rows], side[rows])
+
+    if views is None:
+        return passed(images[0]).z
+    mirrors = (False, True) if views.flip else (False,)
+
+    def output(view: int, rows: Rows = slice(None)) -> Output:
+        look, mirrored = divmod(view, len(mirrors))
+        return passed(images[look].flip(3) if mirrored else images[look], rows)
+
+    def vector(found: Output) -> Tensor:
+        return found.z if views.summed == "unit" else found.raw[:, : found.z.shape[1]]
+
+    if views.gating is None:
+        return combined(vector(output(view)) for view in range(len(images) * len(mirrors)))
+    return combined([Gated(views.gating, output, vector).sums(images[-1])])
 
 
 def _sizes(manifest: Manifest) -> np.ndarray:

@@ -9,19 +9,42 @@ from typing import Any
 from torch import Tensor
 
 from guie import checkpoint
+from guie.errors import UserError
 from guie.views import Views
 
 
 def space_id(embedder: Any, weights: Mapping[str, Tensor] | None = None, views: Views | None = None) -> str:
     """Return the name of the space that `embedder` (with `weights`, by default its own) embeds into.
 
-    Sums over `views` live in a space of their own.
+    Sums over `views` live in a space of their own. Raises UserError where a gate chooses them by features of
+    another backbone.
     """
+    if views is not None and views.gating is not None:
+        _check_features(embedder, views.gating.features)
     parts = ("backbone", "pool", "neck")
     space = checkpoint.space_id(
         weights or embedder.state_dict(), embedder.preprocess, settings(embedder, parts)
     )
     return space if views is None else digest(space, views.key)
+
+
+def _check_features(embedder: Any, known: str) -> None:
+    own = feature_space(embedder)
+    if own != known:
+        raise UserError(
+            f"ckpt_cls: trained on other features ({known}) than this model has ({own}); accepted: a run of "
+            "head=classifier_tta with the same frozen backbone and pooling"
+        )
+
+
+def feature_space(embedder: Any) -> str:
+    """Return the name of the space of `Output.feature`: what backbone and pooling make of normalised pixels.
+
+    How a picture becomes pixels is not part of it: views decide that.
+    """
+    weights = {k: v for k, v in embedder.state_dict().items() if not k.startswith("neck.")}
+    pixels = f"{embedder.preprocess.mean} {embedder.preprocess.std}"
+    return digest(checkpoint.weights_digest(weights), pixels, settings(embedder, ("backbone", "pool")))
 
 
 def settings(embedder: Any, parts: tuple[str, ...]) -> str:
