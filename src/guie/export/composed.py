@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from guie.export.prepare import Levels
 from guie.export.source import Request, Source
+from guie.postprocess.layers import Layer, Mapped, Subtracted
 from guie.side import SIDE_DIM
 from guie.types import Preprocess
 from guie.views import View, Views, Whole
@@ -99,23 +100,43 @@ class Single(nn.Module):
         return functional.normalize(raw, dim=1)
 
 
-class Mapped(nn.Module):
+class Linear(nn.Module):
     """z to L2(W z + b): (B,D) to (B,D')."""
 
-    def __init__(self, weight: Any, bias: Any) -> None:
+    def __init__(self, layer: Mapped) -> None:
         super().__init__()
         self.weight: Tensor
         self.bias: Tensor
-        self.register_buffer("weight", torch.as_tensor(weight, dtype=torch.float32))
-        self.register_buffer("bias", torch.as_tensor(bias, dtype=torch.float32))
+        self.register_buffer("weight", torch.tensor(layer.weight))
+        self.register_buffer("bias", torch.tensor(layer.bias))
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return the mapped unit vectors."""
         return functional.normalize(functional.linear(vectors, self.weight, self.bias), dim=1)
 
 
+class Negatives(nn.Module):
+    """z to L2(z - beta x mean of the bank's rows nearest to it): (B,D) to (B,D)."""
+
+    def __init__(self, layer: Subtracted) -> None:
+        super().__init__()
+        self.bank: Tensor
+        self.register_buffer("bank", torch.tensor(layer.bank))
+        self.neighbours, self.beta = layer.neighbours, layer.beta
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return the unit vectors of what is left."""
+        nearest = functional.linear(vectors, self.bank).topk(self.neighbours, dim=1)[1]
+        mean = functional.embedding(nearest, self.bank).mean(1)
+        return functional.normalize(vectors - self.beta * mean, dim=1)
+
+
+def _step(layer: Layer) -> nn.Module:
+    return Linear(layer) if isinstance(layer, Mapped) else Negatives(layer)
+
+
 class Composed(nn.Module):
-    """What is written to a file: whole levels, each embedder, their combination, the maps behind."""
+    """What is written to a file: whole levels, each embedder, their combination, the steps behind."""
 
     def __init__(
         self,
@@ -123,14 +144,14 @@ class Composed(nn.Module):
         members: list[nn.Module],
         weights: list[float],
         combine: str,
-        maps: list[Mapped],
+        steps: list[nn.Module],
     ) -> None:
         super().__init__()
         self.levels = levels
         self.members = nn.ModuleList(members)
         self.weights = weights
         self.side_by_side = combine == "concat"
-        self.maps = nn.ModuleList(maps)
+        self.steps = nn.ModuleList(steps)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B,D) float32 unit vectors for (B,3,H,W) uint8 or float 0..255."""
@@ -139,7 +160,7 @@ class Composed(nn.Module):
         for number, member in enumerate(self.members):
             parts.append(self.weights[number] * member(levels))
         vectors = self.combined(parts)
-        for step in self.maps:
+        for step in self.steps:
             vectors = step(vectors)
         return vectors
 
@@ -170,8 +191,8 @@ def composed(source: Source, request: Request, lowering: Lowering) -> Composed:
     members = [_member(one, source.views, lowering, bare) for one in source.embedders.values()]
     # An embedder alone is not scaled: a product with 1 is nothing, one with another weight is undone by L2.
     weights = [source.weight(name) if len(members) > 1 else 1.0 for name in source.embedders]
-    maps = [Mapped(weight, bias) for weight, bias in source.maps]
-    return Composed(nn.Identity() if bare else Levels(), members, weights, source.combine, maps).eval()
+    steps = [_step(layer) for layer in source.layers]
+    return Composed(nn.Identity() if bare else Levels(), members, weights, source.combine, steps).eval()
 
 
 def _member(embedder: Any, views: Views | None, lowering: Lowering, bare: bool) -> nn.Module:

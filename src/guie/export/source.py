@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from guie.errors import UserError
+from guie.postprocess.layers import Layer
 from guie.types import Preprocess
 from guie.views import Views
 
@@ -21,18 +22,18 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
 @dataclass(frozen=True)
 class Source:
-    """One embedder, under the name "", or several whose unit vectors are combined; then linear maps.
+    """One embedder, under the name "", or several whose unit vectors are combined; then fitted steps.
 
     `embedders` are as evaluated (a prefix is cut before). Each looks through `views`. Of several, `combine`
     concat puts unit vectors times `weights` (1 where none is named) side by side, average adds them up.
-    `maps` are (W (D',D), b (D',)): z <- L2(W z + b), in order. `facts` go into the file as they are.
+    `layers` are what steps do to a vector, in order. `facts` go into the file as they are.
     """
 
     embedders: Mapping[str, nn.Module]
     weights: Mapping[str, float] = field(default_factory=dict)
     combine: Literal["concat", "average"] = "concat"
     views: Views | None = None
-    maps: Sequence[tuple[np.ndarray, np.ndarray]] = ()
+    layers: Sequence[Layer] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -42,10 +43,12 @@ class Source:
 
     @property
     def size_bytes(self) -> int:
-        """Return what the weights take."""
+        """Return what the weights take, and what was fitted."""
         modules = self.embedders.values()
         tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        fitted = [array for layer in self.layers for array in layer if isinstance(array, np.ndarray)]
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return weights + sum(array.nbytes for array in fitted)
 
     def weight(self, name: str) -> float:
         """Return the weight of an embedder."""
