@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from guie import embeddings, results, safety
+from guie import embeddings, huggingface, results, safety
 from guie.embeddings import DISTRACTORS, of_splits
 from guie.errors import UserError
 from guie.evaluate import Evaluation, Picture
@@ -138,7 +138,13 @@ def _floors(cfg: Mapping[str, Any], bench: Bench, trained: Mapping[str, Any] | N
 
 
 def _home(folder: Path) -> Path:
-    """Return the folder whose eval/ takes the results: a checkpoint's run, for it stays as it was saved."""
+    """Return the folder whose eval/ takes the results: a checkpoint's run, for it stays as it was saved.
+
+    So does a Hugging Face folder, whose results go below runs/.
+    """
+    place = huggingface.local(folder)
+    if huggingface.is_published(place):
+        return Path("runs") / f"eval-{huggingface.title(place)}"
     saved = (folder / "manifest.json").is_file() and folder.parent.name == "checkpoints"
     return folder.parent.parent if saved else folder
 
