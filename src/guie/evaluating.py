@@ -87,7 +87,7 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     from guie import assembly
 
     _check_against(cfg)
-    models = _models(cfg, here)
+    models = trained_models(cfg, here)
     trained, folder = models.trained, models.folder
     if not cfg["dataset"]:  # evaluated as it was in training
         seen = trained or {}
@@ -182,8 +182,8 @@ def _written(
     print(f"report      {out / 'report.html'}")
 
 
-def _models(cfg: Mapping[str, Any], here: Any) -> Models:
-    """Return what `ckpt` names."""
+def trained_models(cfg: Mapping[str, Any], here: Any) -> Models:
+    """Return what `ckpt` names, cut to `keep`, joined as `weights` and `combine` say."""
     from guie import assembly
     from guie.embed import ensemble
     from guie.embed.several import Models

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from guie import assembly, evaluating
-from guie.embed import ensemble
+from guie.build import refuse_foreign
+from guie.comparing.pairing import read as read_evaluation
 from guie.embed.ensemble import Ensemble
 from guie.embed.pictures import vectors_of
-from guie.embed.space import space_id
+from guie.embed.several import Models
+from guie.errors import UserError
 from guie.export.source import Request, Source
 from guie.export.verify import Verified
 from guie.export.writing import export
+from guie.postprocess import saved
+from guie.postprocess.pipeline import Pipeline
+from guie.postprocess.step import Step
+from guie.search.exact import Exact
+from guie.train.distributed import World
 
 
 def export_configured(cfg: Mapping[str, Any]) -> Verified:
     """Write `pt` as the config says; return what its verification found."""
-    source = chosen(cfg)
+    source, steps = chosen(cfg)
     return export(
         source,
         cfg["pt"],
-        lambda pictures: evaluated(source, pictures),
+        lambda pictures: evaluated(source, steps, pictures),
         format=cfg["format"],
         request=requested(cfg),
         overwrite=cfg["overwrite"],
@@ -38,26 +46,73 @@ def requested(cfg: Mapping[str, Any]) -> Request:
     return Request(cfg["precision"], cfg["batch"], size_px, cfg["pixels"])
 
 
-def chosen(cfg: Mapping[str, Any]) -> Source:
-    """Return what is to be exported: each run's embedder, cut to `keep`."""
-    models = evaluating.chosen_models(cfg)
-    joined = ensemble.chosen(cfg["weights"], cfg["combine"], list(models))
-    views = assembly.views(cfg)
-    embedders = {name: trained(path, cfg["keep"]) for name, path in models.items()}
-    spaces = {name: space_id(embedder, views=views) for name, embedder in embedders.items()}
-    facts = {"space_id": joined.space_id(spaces)}
-    return Source(embedders, joined.weights, joined.combine, views, facts=facts)
+def chosen(cfg: Mapping[str, Any]) -> tuple[Source, list[Step]]:
+    """Return what is to be exported, and the steps that its layers were made of."""
+    if cfg["ckpt"] == "none":
+        raise UserError("ckpt: none; accepted: a run or checkpoint, or several by name")
+    models, views = evaluating.trained_models(cfg, World()), assembly.views(cfg)
+    space = models.space_id(views)
+    pipeline = fitted_steps(cfg, space)
+    check_averaged(cfg, models.joined, space)
+    facts = {"space_id": pipeline.space_id(space), "vectors_space_id": space, **described(models, pipeline)}
+    layers = pipeline.layers(models.width)
+    joined = models.joined
+    source = Source(models.embedders, joined.weights, joined.combine, views, layers, facts)
+    return source, list(pipeline.steps.values())
 
 
-def trained(path: str | None, keep: int | None) -> Any:
-    """Return the embedder of a run or checkpoint, the first `keep` of its numbers."""
-    embedder = assembly.trained_embedder(path or evaluating.newest_run(Path("runs")))[0]
-    if keep is not None:
-        embedder.cut_to(keep)
-    return embedder
+def fitted_steps(cfg: Mapping[str, Any], space: str) -> Pipeline:
+    """Return the steps of `postprocess`, or all that the folder `fitted` holds, as fitted in `space`.
+
+    Raises UserError where there is no fit of theirs, or one in another space.
+    """
+    nodes = cfg["postprocess"]
+    if cfg["fitted"] and not nodes:
+        nodes = saved.nodes(Path(cfg["fitted"]).expanduser())
+        for name, node in nodes.items():
+            refuse_foreign(node, "guie.postprocess", f"{cfg['fitted']}: {name}")
+    pipeline = saved.configured(nodes, Exact(), cfg["fitted"], space_id=space)
+    for name, step in pipeline.steps.items():
+        if step.unfitted:
+            accepted = "fitted=FOLDER, the postprocess/ of an evaluation of the same model"
+            raise UserError(f"postprocess.{name}: not fitted; accepted: {accepted}")
+    return pipeline
 
 
-def evaluated(source: Source, pictures: Sequence[np.ndarray]) -> np.ndarray:
+def check_averaged(cfg: Mapping[str, Any], joined: Ensemble, space: str) -> None:
+    """Raise UserError where models are averaged that were not evaluated so.
+
+    Whether they share a space is measured on pictures, when they are embedded; an export has none. Steps that
+    were fitted in the average's space prove as much as its evaluation.
+    """
+    if joined.combine == "concat" or len(joined.weights) == 1 or cfg["fitted"]:
+        return
+    if not cfg["evaluation"]:
+        raise UserError(
+            "combine: average, not known to be of one space; accepted: with evaluation=FOLDER of guie-eval "
+            "with the same models and weights, where that is measured, or concat"
+        )
+    seen = read_evaluation("evaluation", cfg["evaluation"])
+    found = seen.numbers.get("vectors_space_id", seen.numbers.get("space_id"))
+    if found != space:
+        raise UserError(f"evaluation: {seen.folder} is of space {found}; accepted: {space}, of these models")
+
+
+def described(models: Models, pipeline: Pipeline) -> dict[str, Any]:
+    """Return what a file says of the models and steps in it, nothing where there is one model alone."""
+    told: dict[str, Any] = {}
+    if len(models.embedders) > 1:
+        of_each = {name: asdict(one.preprocess) for name, one in models.embedders.items()}
+        told |= {**models.joined.told(), "models": of_each}
+    if pipeline.steps:
+        told["postprocess"] = {name: saved.node_of(step) for name, step in pipeline.steps.items()}
+    return told
+
+
+def evaluated(source: Source, steps: Iterable[Step], pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Return what evaluation makes of pictures (3,H,W) uint8, (N,D) float32: nothing of `export` is in it."""
     parts = {name: vectors_of(one, pictures, source.views) for name, one in source.embedders.items()}
-    return Ensemble({name: source.weight(name) for name in parts}, source.combine).joined(parts)
+    vectors = Ensemble(source.weights, source.combine).joined(parts)
+    for step in steps:
+        vectors = step.apply(vectors, "gallery")
+    return vectors

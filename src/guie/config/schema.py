@@ -44,7 +44,7 @@ GROUPS = (
 NAMED = ("dataset", "postprocess")
 PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
 PATH_KEYS |= {"path", "pattern", "wise", "start", "centres", "baseline", "candidate", "fitted", "nothing"}
-PATH_KEYS |= {"source", "check", "sample"}
+PATH_KEYS |= {"source", "check", "sample", "evaluation"}
 
 _SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
 
@@ -160,6 +160,9 @@ class Export:
     combine: str = "concat"
     keep: int | None = None
     views: Any = None
+    postprocess: Any = field(default_factory=dict)
+    fitted: str | None = None
+    evaluation: str | None = None
     pt: str = MISSING
     format: Any = "torchscript"
     precision: str = "fp32"

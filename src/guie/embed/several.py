@@ -36,13 +36,17 @@ class Models:
             {name: space_id(one, views=views) for name, one in self.embedders.items()}
         )
 
+    @property
+    def width(self) -> int:
+        """Return how many numbers a vector has; UserError where these cannot be joined."""
+        return self.joined.width({name: one.embed_dim for name, one in self.embedders.items()})
+
     def embeddings(self, bench: Any, out: Path) -> dict[str, Embeddings]:
         """Return the embeddings of every set of a `Bench`, which goes on from `out` after an interruption.
 
         One model at a time is on the bench's device. Raises UserError where models are averaged that share
         no space.
         """
-        self.joined.width({name: one.embed_dim for name, one in self.embedders.items()})
         parts: dict[str, dict[str, Embeddings]] = {name: {} for name in bench.sets}
         for name, embedder in self.embedders.items():
             told = replace(bench, notice=_by(bench.notice, name))
