@@ -16,7 +16,7 @@ from guie.cli import eval as evaluation
 from guie.cli import export as exporting
 from guie.cli import train as training
 from guie.config.compose import composed
-from guie.export.program import torchscript_allowed
+from guie.export.torchscript import torchscript_allowed
 
 CLI = {"train": training, "eval": evaluation, "export": exporting}
 TOY = [f"{key}.toy.{name}=4" for key in ("dataset", "eval_on") for name in ("instances", "views")]

@@ -9,7 +9,7 @@ from one_batch import batch_of, loop_losses, output_of
 from torch import nn
 
 from guie.errors import UserError
-from guie.export.program import torchscript_allowed
+from guie.export.torchscript import torchscript_allowed
 from guie.heads.domain import DomainArcFace, DomainClassifier
 from guie.heads.fused import Angular
 from guie.models.domain_neck import DomainSeparate, DomainTiles

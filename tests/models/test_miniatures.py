@@ -12,7 +12,7 @@ from torch import nn
 
 import guie.build as building
 from guie.errors import UserError
-from guie.export.program import torchscript_allowed
+from guie.export.torchscript import torchscript_allowed
 from guie.heads.margin import ArcFace
 from guie.models import backbones
 from guie.models.backbones import OpenClip, Timm

@@ -9,7 +9,7 @@ import torch
 from presets import node, paths, register_tiny_towers, smallest
 
 import guie.build as building
-from guie.export.program import torchscript_allowed
+from guie.export.torchscript import torchscript_allowed
 from guie.heads.margin import ArcFace
 from guie.models.embedder import Embedder
 from guie.models.necks import Linear

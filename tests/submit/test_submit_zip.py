@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from guie.config.schema import Submit
+from guie.embed.pictures import vectors_of
 from guie.errors import UserError
-from guie.export.program import torchscript_allowed
-from guie.export.torchscript import export_torchscript
+from guie.export.source import Source
+from guie.export.torchscript import torchscript_allowed
 from guie.export.verify import package_folders
+from guie.export.writing import export
 from guie.submit import offline, universal
 from guie.submit.story import submit_configured
 from guie.types import Output, Preprocess
@@ -27,6 +29,7 @@ class Tiny(nn.Module):
         super().__init__()
         self.preprocess = Preprocess(size_px=(16, 16))
         self.neck = nn.Linear(3, dim)
+        self.embed_dim = dim
         for name in ("mean", "std"):
             values = torch.tensor(getattr(self.preprocess, name)).view(1, 3, 1, 1) * 255
             self.register_buffer(name, values)
@@ -40,7 +43,8 @@ class Tiny(nn.Module):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("export") / "model.pt"
-    export_torchscript(Tiny(), path, golden_sizes=((9, 12),))
+    embedder = Tiny()
+    export(Source({"": embedder}), path, lambda pictures: vectors_of(embedder, pictures))
     return path
 
 

@@ -17,6 +17,7 @@ Evaluate = Callable[[Sequence[np.ndarray]], np.ndarray]  # N pictures (3,H,W) ui
 GOLDEN_SIZES: tuple[tuple[int, int], ...] = ((1, 1), (37, 500), (224, 224), (1200, 1600), (3000, 40))
 GOLDEN_BATCHES: tuple[int, ...] = (1, 3, 8)
 BLOCK_PX = 7
+MOST_BLOCKS = 72  # along the longer side
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class Golden:
 def draw(size: tuple[int, int], count: int, seed: int) -> np.ndarray:
     """Return (count,3,H,W) uint8 of random flat blocks over a ramp.
 
-    Block edges make any other resize filter visible; flat areas keep the file small.
+    Block edges make any other resize filter visible; flat areas keep the file small, so that large pictures
+    have larger blocks.
     """
     height, width = size
     rng = np.random.default_rng((seed, height, width))
-    grid = (count, 3, -(-height // BLOCK_PX), -(-width // BLOCK_PX))
-    blocks = rng.integers(0, 192, grid, dtype=np.uint8).repeat(BLOCK_PX, axis=2).repeat(BLOCK_PX, axis=3)
+    px = max(BLOCK_PX, max(size) // MOST_BLOCKS)
+    grid = (count, 3, -(-height // px), -(-width // px))
+    blocks = rng.integers(0, 192, grid, dtype=np.uint8).repeat(px, axis=2).repeat(px, axis=3)
     ramp = np.add.outer(np.arange(height), np.arange(width)) * 63 // max(1, height + width)
     return blocks[:, :, :height, :width] + ramp.astype(np.uint8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,8 @@ from guie.export.formats import check_formats, tolerance, writer
 from guie.export.golden import GOLDEN_BATCHES, GOLDEN_SIZES, Evaluate, Golden, make_golden
 from guie.export.source import Request, Source, evaluating
 from guie.export.verify import Verified, compare, describe
+
+log = logging.getLogger("guie")
 
 GOLDEN_NAME = "golden.npz"
 # The golden pairs and the archive's own bookkeeping, on top of the weights.
@@ -44,6 +47,7 @@ def export(
     target = check_destination(path, overwrite=overwrite, need_bytes=source.size_bytes + SPARE_BYTES)
     name = golden_name(target)
     with staging(target) as folder, evaluating(source) as still:
+        log.info("embedding the golden pictures as the evaluation does")
         golden = golden_of(still, request, evaluate)
         digest = golden.save(folder / name)
         facts = {"golden": name, "golden_sha256": digest}
@@ -72,7 +76,9 @@ def written(
         **source.facts,
         **facts,
     }
+    log.info("writing %s as %s, %s", path.name, format, request.precision)
     files = writer(format).write(source, request, path, told)
+    log.info("verifying it in a process of its own")
     return compare(path, golden, allowed), files
 
 
