@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from guie.export.gated import Chosen, Gated
 from guie.export.prepare import Levels
 from guie.export.source import Request, Source
 from guie.postprocess.layers import Layer, Mapped, Subtracted
 from guie.side import SIDE_DIM
 from guie.types import Preprocess
-from guie.views import View, Views, Whole
+from guie.views import Gating, View, Views, Whole
 
 # The largest batch that a network is shown when it is traced: more than one, so that it stays free.
 TRACED = 2
@@ -179,10 +180,15 @@ Example = tuple[
 
 @dataclass(frozen=True)
 class Lowering:
-    """How a format takes the parts: `prepare` of a Preprocess, `lower` of a network and what it is shown."""
+    """How a format takes the parts: `prepare` of a Preprocess, `lower` of a network and what it is shown.
+
+    A program of gated views is for pictures of any `shape` where it may branch on sizes and values; else one
+    is for those as high as wide, and one for all others.
+    """
 
     prepare: Callable[[Preprocess], nn.Module]
     lower: Callable[[Network, Example], nn.Module]
+    shape: Literal["any", "square", "other"] = "any"
 
 
 def composed(source: Source, request: Request, lowering: Lowering) -> Composed:
@@ -201,7 +207,19 @@ def _member(embedder: Any, views: Views | None, lowering: Lowering, bare: bool) 
     chosen = [View(Whole(), embedder.preprocess)] if views is None else views.of(embedder.preprocess)
     networks = _networks(embedder, {view.preprocess.size_px for view in chosen}, lowering)
     looks = [_look(embedder, view, networks, lowering, bare) for view in chosen]
-    return Single(looks[0]) if views is None else Member(looks, views.summed)
+    if views is None:
+        return Single(looks[0])
+    if views.gating is None:
+        return Member(looks, views.summed)
+    return _gated(looks, views.gating, views.summed, lowering.shape)
+
+
+def _gated(looks: list[Look], gating: Gating, summed: str, shape: str) -> nn.Module:
+    other = Chosen(looks, gating, summed, masked=shape != "any")
+    if gating.square is None:
+        return other
+    square = Member([looks[number] for number in gating.square], summed)
+    return {"any": Gated(square, other), "square": square, "other": other}[shape]
 
 
 def _look(
