@@ -8,6 +8,7 @@ openvino (.xml). Every bundle holds a copy of this file; guie's own verification
 
 import json
 import os
+import sys
 import warnings
 import zipfile
 
@@ -65,4 +66,55 @@ def through_torch(model, device):
     return run
 
 
-LOADERS = {"torchscript": load_torchscript}
+def load_onnx(path, device):
+    """Run ONNX with ONNX Runtime, without torch; `device` cpu, cuda or cuda:N."""
+    import onnxruntime
+
+    kind, _, number = device.partition(":")
+    provider = "CPUExecutionProvider" if kind == "cpu" else f"{kind.upper()}ExecutionProvider"
+    accepted = onnxruntime.get_available_providers()
+    if provider not in accepted:
+        raise ValueError(f"device: {device} needs {provider}; accepted by this onnxruntime: {accepted}")
+    chosen = (provider, {"device_id": number} if number else {})
+    session = onnxruntime.InferenceSession(path, providers=[chosen])
+    taken = session.get_inputs()[0]
+
+    def run(images):
+        return session.run(None, {taken.name: as_stated(images, taken.type == "tensor(uint8)")})[0]
+
+    return run
+
+
+def load_openvino(path, device):
+    """Run OpenVINO, without torch; `device` as OpenVINO calls it: cpu, gpu, gpu.1."""
+    sys.modules.setdefault("openvino_telemetry", None)  # openvino reports its use when it is imported
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    stated = model.has_rt_info("guie")
+    precision = json.loads(model.get_rt_info("guie").value)["precision"] if stated else "fp32"
+    # Of its own accord it computes in what the machine is fastest in.
+    hint = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+    compiled = core.compile_model(model, device.upper(), hint)
+    uint8 = model.input(0).element_type == openvino.Type.u8
+
+    def run(images):
+        return compiled(as_stated(images, uint8))[0]
+
+    return run
+
+
+def as_stated(images, uint8):
+    """Return pictures as a program of one dtype takes them: floats as the nearest whole levels for uint8."""
+    images = np.ascontiguousarray(images)
+    if not uint8:
+        return images.astype(np.float32, copy=False)
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images: {list(images.shape)}; accepted: (B,3,H,W), RGB, 0..255")
+    if images.dtype == np.uint8:
+        return images
+    return np.rint(np.clip(np.nan_to_num(images.astype(np.float32)), 0, 255)).astype(np.uint8)
+
+
+LOADERS = {"torchscript": load_torchscript, "onnx": load_onnx, "openvino": load_openvino}
