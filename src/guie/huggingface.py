@@ -44,6 +44,21 @@ def is_published(folder: Path) -> bool:
     return all((folder / name).is_file() for name in FETCHED)
 
 
+def check_new(path: str | Path, *, overwrite: bool) -> Path:
+    """Return the absolute folder to write; UserError where it holds anything but what is replaced there."""
+    folder = Path(path).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"huggingface: {path} is a file; accepted: a folder that is new or empty")
+    held = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
+    if others := [name for name in held if name not in (*FETCHED, CARD)]:
+        raise UserError(f"huggingface: {path} holds {others[0]}; accepted: a folder that is new or empty")
+    if held and not overwrite:
+        raise UserError(f"huggingface: {path} exists; accepted: another folder, or overwrite=true")
+    if not folder.parent.is_dir():
+        raise UserError(f"huggingface: there is no folder {folder.parent}; accepted: one that is there")
+    return folder
+
+
 def meta(data: bytes) -> dict[str, Any]:
     """Return what a config.json says that guie wrote; raises ValueError for another."""
     found = json.loads(data)

@@ -44,7 +44,7 @@ GROUPS = (
 NAMED = ("dataset", "postprocess")
 PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
 PATH_KEYS |= {"path", "pattern", "wise", "start", "centres", "baseline", "candidate", "fitted", "nothing"}
-PATH_KEYS |= {"source", "check", "sample", "evaluation"}
+PATH_KEYS |= {"source", "check", "sample", "evaluation", "huggingface"}
 
 _SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
 
@@ -163,7 +163,8 @@ class Export:
     postprocess: Any = field(default_factory=dict)
     fitted: str | None = None
     evaluation: str | None = None
-    pt: str = MISSING
+    pt: str | None = None
+    huggingface: str | None = None
     format: Any = "torchscript"
     precision: str = "fp32"
     batch: int | None = None
