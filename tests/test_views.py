@@ -13,9 +13,9 @@ from guie.config.folders import directory
 from guie.embed.reading import looks
 from guie.errors import UserError
 from guie.export.prepare import Prepare
-from guie.export.program import torchscript_allowed
+from guie.export.torchscript import torchscript_allowed
 from guie.types import Preprocess
-from guie.views import Cut, Padded, Views, Whole, combined
+from guie.views import Classifier, Cut, Padded, Views, Whole, combined
 
 SIZES = [(9, 12), (13, 8), (7, 7), (1, 5), (40, 3)]
 SPECS = [
@@ -155,13 +155,23 @@ def test_the_key_changes_with_every_setting_and_not_with_names():
 
 
 def preset(name, *overrides):
-    return build(composed("embed", ["dataset=toy", f"views={name}", *overrides])["views"], where="views")
+    things = ["apparel", "packaged", "toys"]
+    classifier = Classifier(things, torch.zeros(3, 2), torch.zeros(3), "drawn", "drawn")
+    node = composed("embed", ["dataset=toy", f"views={name}", *overrides])["views"]
+    return build(node, where="views", classifier=classifier)
 
 
 def test_every_preset_shows_as_many_views_as_it_says():
     names = {path.stem for path in (directory() / "views").glob("*.yaml")}
     found = {name: len(preset(name).of(Preprocess())) for name in names}
-    assert found == {"flip": 2, "scales": 3, "scales_flip": 6, "five_crop": 5, "padded": 3}
+    assert found == {
+        "classifier_tta": 4,
+        "flip": 2,
+        "scales": 3,
+        "scales_flip": 6,
+        "five_crop": 5,
+        "padded": 3,
+    }
     assert len(preset("five_crop", "views.looks.middle=null", "views.flip=true").of(Preprocess())) == 8
     assert preset("padded", "views.looks.middle.share=0.5").key != preset("padded").key
 

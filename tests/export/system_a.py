@@ -1,4 +1,4 @@
-"""System A in miniature, and what it makes of one picture as SYSTEMS.md A5 says it: torchvision and float64."""
+"""System A in miniature, and what it makes of one picture as its page (A5) says: torchvision and float64."""
 
 import numpy as np
 import torch
