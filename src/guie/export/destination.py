@@ -24,16 +24,24 @@ def check_destination(path: str | Path, *, overwrite: bool = False, need_bytes: 
         raise UserError(f"pt: {path} is a folder; accepted: the name of a file, such as {path}/model.pt")
     if target.exists() and not overwrite:
         raise UserError(f"pt: {path} exists; choose another name or say overwrite=true")
-    if not target.parent.is_dir():
-        raise UserError(
-            f"pt: the folder {target.parent} does not exist; accepted: a file in an existing folder"
-        )
-    _check_writable(target)
-    _check_space(target, need_bytes)
+    check_place(target, need_bytes=need_bytes)
     return target
 
 
-def _check_writable(target: Path) -> None:
+def check_place(target: Path, *, need_bytes: int = 0, key: str = "pt") -> None:
+    """Raise UserError where nothing can be written beside `target`, or not `need_bytes`."""
+    if not target.parent.is_dir():
+        raise UserError(
+            f"{key}: the folder {target.parent} does not exist; accepted: one in an existing folder"
+        )
+    _check_writable(target, key)
+    free = shutil.disk_usage(target.parent).free
+    if free < need_bytes:
+        have, need = f"{free / 1e6:.0f} MB", f"{need_bytes / 1e6:.0f} MB"
+        raise UserError(f"{key}: {target.parent} has {have} free; the export needs about {need}")
+
+
+def _check_writable(target: Path, key: str) -> None:
     """Try it with a real file: permission bits say nothing about read-only mounts or the superuser."""
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
@@ -41,19 +49,12 @@ def _check_writable(target: Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(
-            f"pt: cannot write {target}: {reason}; accepted: a folder you may write to"
+            f"{key}: cannot write {target}: {reason}; accepted: a folder you may write to"
         ) from error
 
 
-def _check_space(target: Path, need_bytes: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if free < need_bytes:
-        have, need = f"{free / 1e6:.0f} MB", f"{need_bytes / 1e6:.0f} MB"
-        raise UserError(f"pt: {target.parent} has {have} free; the export needs about {need}")
-
-
 @contextmanager
-def staging(target: Path) -> Iterator[Path]:
+def staging(target: Path, key: str = "pt") -> Iterator[Path]:
     """Yield an empty folder beside `target`, on the same file system; gone afterwards, whatever happened.
 
     Disk trouble while it is filled becomes a UserError; nothing in place has been touched by then.
@@ -63,7 +64,7 @@ def staging(target: Path) -> Iterator[Path]:
         yield folder
     except OSError as error:
         raise UserError(
-            f"pt: writing {target} failed: {error.strerror or error}; nothing was replaced"
+            f"{key}: writing {target} failed: {error.strerror or error}; nothing was replaced"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
