@@ -29,7 +29,7 @@ log = logging.getLogger("guie")
 
 LONGEST = 120  # characters of the data sets' names together in that of a folder
 # Keys that say how pictures are embedded, and which.
-EMBEDS = ("ckpt", "weights", "combine", "keep", "views", "ckpt_cls", "backbone", "pool")
+EMBEDS = ("ckpt", "weights", "combine", "keep", "ckpt_cls", "views", "backbone", "pool")
 PICTURES = ("dataset", "distractors", "bank", "eval_cap")
 
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from guie.build import REQUIRED, check_keys, signature, unknown_key
-from guie.config import official, stages, sweeps
+from guie.config import implied, stages, sweeps
 from guie.config.folders import directory
 from guie.config.schema import COMMANDS, GROUPS, PATH_KEYS, choices, register
 from guie.errors import UserError
@@ -53,7 +53,7 @@ def enter(command: str, run: Callable[[dict[str, Any]], None], sweep: Sweep | No
 
     try:
         folders = [directory(), *_own_folders(arguments)]
-        arguments = official.placed(command, arguments, folders)
+        arguments = implied.completed(command, arguments, folders)
         sys.argv[1:] = [rewrite(argument) for argument in arguments]
         register(command, folders)
         if {"--help", "-h"} & set(sys.argv[1:]):
@@ -127,7 +127,7 @@ def composed(command: str, overrides: list[str], folders: list[Path] | None = No
     places = [directory(), *(folders or [])]
     register(command, places)
     whole, of_stages = stages.split(overrides)
-    whole = [rewrite(override) for override in official.placed(command, whole, places)]
+    whole = [rewrite(override) for override in implied.completed(command, whole, places)]
     try:
         with hydra.initialize_config_dir(str(directory()), version_base=None):
             return with_stages(command, checked(command, hydra.compose(command, whole)), whole, of_stages)
