@@ -92,7 +92,7 @@ def _explained(error: Exception, repository: str, revision: str | None) -> str:
         return f"has no revision '{revision or 'main'}'; accepted: a branch, a tag or a commit of it"
     if isinstance(error, RepositoryNotFoundError):
         return "does not exist, or not for this account; accepted: HF_TOKEN of one that may read it"
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0]
     return (
         f"cannot be had ({reason}); accepted: HF_HOME of a machine that ran 'hf download {repository}', or "
         "the folder itself, copied: ckpt=FOLDER"
