@@ -67,7 +67,7 @@ def test_the_program_gives_the_evaluations_vectors(build, tmp_path):
     embedder.neck.norm.running_mean.normal_()
     golden = make_golden(lambda pictures: vectors_of(embedder, pictures), sizes=SIZES)
     with evaluating(Source({"": embedder})) as source, torchscript_allowed():
-        torch.jit.save(program(source, Request())[0], str(tmp_path / "model.pt"))
+        torch.jit.save(program(source, Request()), str(tmp_path / "model.pt"))
         loaded = torch.jit.load(str(tmp_path / "model.pt"))
     for images, vectors in zip(golden.images, golden.vectors, strict=True):
         for batch in (1, 3, 8):

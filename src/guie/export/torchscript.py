@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from guie.export.archive import METADATA
 from guie.export.composed import Example, Lowering, Network, composed
@@ -21,50 +20,22 @@ from guie.export.source import Request, Source
 def write(source: Source, request: Request, path: Path, facts: Mapping[str, Any]) -> list[Path]:
     """Write `path`; return it, the one file that there is."""
     with torchscript_allowed():
-        script, how = program(source, request)
-        inside = {METADATA: json.dumps({**facts, "backbone": how})}
-        torch.jit.save(script, str(path), _extra_files=inside)
+        torch.jit.save(program(source, request), str(path), _extra_files={METADATA: json.dumps(facts)})
     return [path]
 
 
-def program(source: Source, request: Request) -> tuple[torch.jit.ScriptModule, str]:
-    """Return the program for embedders on the CPU in eval mode, and how their backbones came in.
+def program(source: Source, request: Request) -> torch.jit.ScriptModule:
+    """Return the program for embedders on the CPU in eval mode.
 
-    "scripted" where TorchScript can compile them, else "traced"; what surrounds a backbone is always traced,
-    with a free batch. Neither is believed: the written file is compared with the evaluation.
+    Networks are traced with a free batch, for the compiler takes hardly any; what is around them is compiled.
+    Neither is believed: the written file is compared with the evaluation.
     """
-    how: list[str] = []
-
-    def lower(network: Network, example: Example) -> nn.Module:
-        lowered, kind = _lowered(network, example)
-        how.append(kind)
-        return lowered
-
     with torchscript_allowed(), torch.no_grad():
-        whole = composed(source, request, Lowering(Prepare, lower))
-        return torch.jit.script(whole), "scripted" if set(how) == {"scripted"} else "traced"
+        return torch.jit.script(composed(source, request, Lowering(Prepare, traced)))
 
 
-def _lowered(network: Network, example: Example) -> tuple[torch.jit.ScriptModule, str]:
-    # The compiler refuses a model with whatever its own internals raise; tracing is the way out for each.
-    try:
-        return _trace(_with_scripted_backbone(network), example), "scripted"
-    except Exception:
-        return _trace(network, example), "traced"
-
-
-def _with_scripted_backbone(network: Network) -> Network:
-    """Return a copy that shares all weights; the caller's embedder keeps its own backbone."""
-    import copy
-
-    twin = copy.copy(network.embedder)
-    twin._modules = dict(network.embedder._modules)
-    backbone: nn.Module = torch.jit.script(network.embedder.backbone)  # type: ignore[assignment]
-    twin._modules["backbone"] = backbone
-    return Network(twin)
-
-
-def _trace(network: Network, example: Example) -> torch.jit.ScriptModule:
+def traced(network: Network, example: Example) -> torch.jit.ScriptModule:
+    """Return what the network did to the example."""
     # torch's own check of a trace fails on attention layers that are exact (open_clip's ViT).
     return torch.jit.trace(network.eval(), example, check_trace=False)
 
@@ -76,6 +47,4 @@ def torchscript_allowed() -> Iterator[None]:
         for category in (FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+` is deprecated", category=category)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        # The compiler's remark on a model it cannot take; tracing follows.
-        warnings.filterwarnings("ignore", message="The TorchScript type system doesn't", category=UserWarning)
         yield
