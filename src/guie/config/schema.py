@@ -160,6 +160,7 @@ class Export:
     combine: str = "concat"
     keep: int | None = None
     views: Any = None
+    ckpt_cls: str | None = None
     postprocess: Any = field(default_factory=dict)
     fitted: str | None = None
     evaluation: str | None = None
