@@ -94,7 +94,7 @@ def test_weights_of_a_file_are_unknown_and_random_ones_need_none(tmp_path):
 def test_packages_state_their_own_licence_and_missing_ones_are_left_out():
     rows = {
         row.name.split()[0].lower(): row.licence
-        for row in of_software(["numpy", "simplejpeg", "no-such-package"])
+        for row in of_software("runs it", ["numpy", "simplejpeg", "no-such-package"])
     }
     assert set(rows) == {"numpy", "simplejpeg"}
     assert rows["numpy"].startswith("BSD-3-Clause")
@@ -123,11 +123,11 @@ def test_a_package_says_it_in_one_of_three_places(fields, licence):
 
 def test_the_table_goes_from_weights_to_software_and_repeats_nothing():
     rows = [
-        stated("software", "s", "MIT", "x"),
+        stated("runs it", "s", "MIT", "x"),
         stated("weights", "w", None, "y"),
-        stated("software", "s", "MIT", "x"),
+        stated("runs it", "s", "MIT", "x"),
     ]
-    assert [row["of"] for row in table(rows)] == ["weights", "software"]
+    assert [row["of"] for row in table(rows)] == ["weights", "runs it"]
 
 
 def run_folder(path, data, **meta):
@@ -177,4 +177,4 @@ def test_a_package_without_metadata_is_not_an_error(monkeypatch):
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(licences, "metadata", missing)
-    assert of_software(["numpy"]) == []
+    assert of_software("runs it", ["numpy"]) == []

@@ -19,6 +19,7 @@ import sys
 import types
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+WRONG = "wrong: "  # in front of what the check of the folder found
 
 
 def beside(name):
@@ -125,7 +126,7 @@ def embed(arguments):
 def verify(arguments):
     """Check the folder; return the exit code, 1 where something is not as it was exported."""
     lines, problems = beside("check").verify(arguments.folder, beside, arguments.device, not arguments.files)
-    print("\n".join(lines + problems))
+    print("\n".join(lines + [WRONG + problem for problem in problems]))
     print(f"{arguments.folder}: {'NOT ' if problems else ''}as it was exported")
     return 1 if problems else 0
 

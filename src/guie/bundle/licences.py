@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageMetadata, PackageNotFoundError, metadata, version
+from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from guie.models.weights import is_file_name
 
-Of = Literal["weights", "data", "software"]
+Of = Literal["weights", "data", "runs it", "made it"]
+ORDER: tuple[Of, ...] = ("weights", "data", "runs it", "made it")
 
 UNKNOWN = (None, "", "unknown", "other")
 # A maintainer's answer for the weights that open_clip itself provides.
@@ -48,7 +49,7 @@ def of_data(name: str, node: Mapping[str, Any]) -> Licence:
     known = _known_data().get(listed)
     if known is None:
         return stated("data", name, None, f"the makers of {listed or name}")
-    return stated("data", name, known["licence"], known["source"])
+    return stated("data", name, known["licence"], str(known["source"]))
 
 
 def _known_data() -> dict[str, dict[str, str | None]]:
@@ -105,7 +106,7 @@ def _in_timm(name: str) -> bool:
         return False
 
 
-def of_software(packages: Iterable[str]) -> list[Licence]:
+def of_software(of: Of, packages: Iterable[str]) -> list[Licence]:
     """Return the licence that each installed package states of itself; others are left out."""
     rows = []
     for package in packages:
@@ -114,11 +115,11 @@ def of_software(packages: Iterable[str]) -> list[Licence]:
         except PackageNotFoundError:
             continue
         name = f"{found['Name']} {found['Version']}"
-        rows.append(stated("software", name, _of_package(found), f"metadata of the package; {_home(found)}"))
+        rows.append(stated(of, name, _of_package(found), f"metadata of the package; {_home(found)}"))
     return rows
 
 
-def _of_package(found: PackageMetadata) -> str | None:
+def _of_package(found: Any) -> str | None:
     """Return the expression (PEP 639), else the short text, else the classifiers."""
     text = (found.get("License-Expression") or found.get("License") or "").strip()
     if text and "\n" not in text:
@@ -127,7 +128,7 @@ def _of_package(found: PackageMetadata) -> str | None:
     return ", ".join(line.rpartition(" :: ")[2] for line in classifiers) or None
 
 
-def _home(found: PackageMetadata) -> str:
+def _home(found: Any) -> str:
     """Return the address that a package gives of its source, else of its page, without its scheme."""
     given = dict(line.split(", ", 1) for line in found.get_all("Project-URL") or [] if ", " in line)
     named = {key.lower(): address for key, address in given.items()}
@@ -137,6 +138,5 @@ def _home(found: PackageMetadata) -> str:
 
 
 def table(rows: Iterable[Licence]) -> list[dict[str, str]]:
-    """Return rows without repetition as plain values: weights, data, software."""
-    order = ("weights", "data", "software")
-    return [row._asdict() for row in sorted(dict.fromkeys(rows), key=lambda row: order.index(row.of))]
+    """Return rows without repetition as plain values, in the order of ORDER."""
+    return [row._asdict() for row in sorted(dict.fromkeys(rows), key=lambda row: ORDER.index(row.of))]
