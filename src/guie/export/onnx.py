@@ -1,0 +1,203 @@
+"""ONNX: one program for ONNX Runtime and for all that reads it; pictures are uint8, of any size.
+
+No torch at import: what a file says of itself is read without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guie.errors import UserError
+from guie.export.archive import METADATA
+from guie.export.protobuf import Entry, append_metadata, metadata
+from guie.export.verify import sha256_of
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.onnx import ONNXProgram
+
+    from guie.export.source import Request, Source
+
+# ONNX Runtime from 1.17 on; the first with Gelu as one operator.
+OPSET = 20
+INPUT, OUTPUT = "images", "vectors"
+# Weights above this lie in a file beside: protobuf ends at 2 GB, and whoever loads it holds it twice.
+INLINE_BYTES = 1_500_000_000
+# Of the pictures that torch is shown where any size may come: one of no special aspect.
+EXAMPLE_PX = (70, 90)
+_PIECE = 1 << 20
+
+
+def write(source: Source, request: Request, path: Path, facts: Mapping[str, Any]) -> list[Path]:
+    """Write `path`, and `path`.data beside it where the weights are large; return what was written.
+
+    Raises UserError for what ONNX cannot hold: gated views, bf16, an operator that it has not.
+    """
+    check(source, request)
+    files = program_file(source, request, path)
+    seal(path, {**facts, "opset": OPSET, "parts": {file.name: sha256_of(file) for file in files[1:]}})
+    return files
+
+
+def check(source: Source, request: Request) -> None:
+    """Raise UserError for a source or request that no ONNX file can hold."""
+    if source.views is not None and source.views.gating is not None:
+        raise UserError(
+            "format: onnx with gated views; accepted: torchscript, pt2, since an ONNX program "
+            "does the same for every picture and cannot choose its views by shape and class"
+        )
+    if request.precision == "bf16":
+        raise UserError(
+            "precision: bf16 with format=onnx; accepted: fp32, fp16, int8 (ONNX Runtime computes no bf16 "
+            "on a CPU), or bf16 with format=openvino"
+        )
+
+
+def program_file(source: Source, request: Request, path: Path) -> list[Path]:
+    """Write the program of a source without facts; return what was written."""
+    return save(translated(exported(source, request)), path)
+
+
+def save(program: ONNXProgram, path: Path, *, inline_bytes: int = INLINE_BYTES) -> list[Path]:
+    """Write the program and, where its weights take more than `inline_bytes`, these beside it."""
+    tensors = [value.const_value for value in program.model.graph.initializers.values()]
+    beside = sum(tensor.nbytes for tensor in tensors if tensor is not None) > inline_bytes
+    program.save(str(path), external_data=beside)
+    return [path, path.with_name(f"{path.name}.data")] if beside else [path]
+
+
+def seal(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write `facts` into a finished file, and with them the sha256 of all that is in it."""
+    append_metadata(path, METADATA, json.dumps({**facts, "sha256": sha256_of(path)}))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return what was written into the file; OSError or ValueError where nothing was."""
+    return json.loads(_facts(path).value)
+
+
+def damage(path: Path) -> str | None:
+    """Return what is damaged, None where all bytes are those that were written."""
+    try:
+        entry = _facts(path)
+        facts = json.loads(entry.value)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return (
+        None
+        if _sha256_before(path, entry.start) == facts.get("sha256")
+        else "bytes differ from those written"
+    )
+
+
+def _facts(path: Path) -> Entry:
+    found = next((entry for entry in metadata(path) if entry.key == METADATA), None)
+    if found is None:
+        raise ValueError(f"no {METADATA} inside")
+    return found
+
+
+def _sha256_before(path: Path, end: int) -> str:
+    """Return the sha256 of the first `end` bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(min(_PIECE, end - file.tell())):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def exported(source: Source, request: Request) -> ExportedProgram:
+    """Return torch's own program of a source: a graph without branches."""
+    import torch
+
+    from guie.export.composed import Lowering, composed
+    from guie.export.graph import GraphPrepare
+
+    whole = composed(source, request, Lowering(GraphPrepare, lambda network, _: network))
+    bare = request.pixels == "normalised"
+    height, width = source.preprocess.size_px if bare else request.size_px or EXAMPLE_PX
+    images = torch.zeros(request.batch or 2, 3, height, width, dtype=torch.float32 if bare else torch.uint8)
+    free = {0: "batch"} if request.batch is None else {}
+    if not bare and request.size_px is None:
+        free |= {2: "height", 3: "width"}
+    dims = {axis: torch.export.Dim(name) for axis, name in free.items()}
+    with torch.no_grad():
+        return torch.export.export(whole, (images,), dynamic_shapes=(dims,), strict=False)
+
+
+def translated(exported: ExportedProgram) -> ONNXProgram:
+    """Return the program in ONNX's operators, without the paths of this machine that torch notes in it."""
+    import torch
+
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                exported,
+                (),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise _refusal(error, exported) from error
+    if program is None:
+        raise UserError("format: onnx gave no program; accepted: torchscript, pt2")
+    _without_notes(program)
+    return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _without_notes(program: ONNXProgram) -> None:
+    model = program.model
+    for node in [*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())]:
+        node.metadata_props.clear()
+        node.doc_string = None
+    model.metadata_props.clear()
+
+
+def _refusal(error: BaseException, exported: ExportedProgram) -> UserError:
+    """Return the one line that names the operator that could not be translated, and whose it is."""
+    found = re.search(r"target=torch\.ops\.([\w.]+)\]", _told(error))
+    if found is None:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return UserError(f"format: onnx cannot hold this network ({reason}); accepted: torchscript, pt2")
+    operator = found[1]
+    return UserError(
+        f"format: onnx has no operator for {operator}, which {_user(exported, operator)} needs; "
+        "accepted: torchscript, pt2, or a network without it"
+    )
+
+
+def _told(error: BaseException | None) -> str:
+    texts = []
+    while error is not None:
+        texts.append(str(error))
+        error = error.__cause__
+    return "\n".join(texts)
+
+
+def _user(exported: ExportedProgram, operator: str) -> str:
+    """Return the module that calls `operator`, as its path and class."""
+    for node in exported.run_decompositions().graph.nodes:
+        if str(node.target) == operator and (stack := node.meta.get("nn_module_stack")):
+            path, kind = list(stack.values())[-1]
+            name = kind if isinstance(kind, str) else kind.__qualname__
+            where = path.removeprefix("L['self'].")
+            return f"{where} ({name.rpartition('.')[2]})"
+    return "the network"
