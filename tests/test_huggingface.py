@@ -1,4 +1,4 @@
-"""A name on the hub is a folder on this machine: asked of a server of its own, of the cache, or refused in one line."""
+"""A name on the hub is a folder on this machine: asked of a server, of the cache, or refused in one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MALICE = {"pytorch_model.bin": b"a pickle", "modeling.py": b"import os"}
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as `snapshot_download` asks for; owner/name has a branch, a tag v1 and two commits."""
+    """As much of the hub as `snapshot_download` asks for: owner/name has a branch, a tag, two commits."""
 
     asked: list[str]
 

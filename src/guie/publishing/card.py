@@ -73,7 +73,7 @@ def card(told: Told) -> str:
         input=_input(told.meta),
         recipe=_recipe(told.meta["config"]),
         data=_data(told.lineage),
-        gone=told.lineage.gone,
+        gone=[Path(place).name for place in told.lineage.gone],
         results=_results(told.results),
         licences=[list(row.values()) for row in table(told.lineage.licences)],
     )

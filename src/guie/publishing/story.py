@@ -36,8 +36,8 @@ def publish_configured(cfg: Mapping[str, Any]) -> str:
     """Write the folder that the config says; return a line on what was written and read back."""
     folder = huggingface.check_new(cfg["huggingface"], overwrite=cfg["overwrite"])
     _check_alone(cfg)
-    ((name, place),) = evaluating.chosen_models(cfg).items()
-    if name or place is None:
+    place = evaluating.chosen_models(cfg).get("")
+    if place is None:
         raise UserError(f"ckpt: {cfg['ckpt']} with huggingface; accepted: one run or checkpoint")
     embedder, meta = assembly.trained_embedder(place)
     if cfg["keep"] is not None:
