@@ -282,9 +282,7 @@ def test_a_cell_may_hold_the_border_of_a_table():
     assert rows([["a"], ["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
 
 
-def test_a_name_on_the_hub_is_a_checkpoint_whose_results_stay_out_of_the_cache(
-    published, tmp_path, monkeypatch
-):
+def test_a_name_on_the_hub_is_a_checkpoint_that_stays_as_it_is(published, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     commit = "3" * 40
