@@ -11,11 +11,14 @@ import numpy as np
 
 from guie import assembly, evaluating
 from guie.build import refuse_foreign
+from guie.bundle.writing import Order
+from guie.bundle.writing import write as write_bundle
 from guie.comparing.pairing import read as read_evaluation
 from guie.embed.ensemble import Ensemble
 from guie.embed.pictures import vectors_of
 from guie.embed.several import Models
 from guie.errors import UserError
+from guie.export.formats import check_formats
 from guie.export.source import Request, Source
 from guie.export.verify import Verified
 from guie.export.writing import export
@@ -37,6 +40,27 @@ def export_configured(cfg: Mapping[str, Any]) -> Verified:
         request=requested(cfg),
         overwrite=cfg["overwrite"],
     )
+
+
+def bundle_configured(cfg: Mapping[str, Any]) -> str:
+    """Write the folder `bundle` as the config says; return what is told of it."""
+    source, steps = chosen(cfg)
+    order = Order(
+        source,
+        lambda pictures: evaluated(source, steps, pictures),
+        check_formats(cfg["format"]),
+        runs_of(cfg),
+        requested(cfg),
+        Path(cfg["evaluation"]).expanduser() if cfg["evaluation"] else None,
+    )
+    folder, verified, digest = write_bundle(order, cfg["bundle"], overwrite=cfg["overwrite"])
+    return "\n".join([*map(str, verified), f"bundle      {folder}", f"sha256 of manifest.json: {digest}"])
+
+
+def runs_of(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """Return the runs or checkpoints that an export is made of, by name; that of the gate among them."""
+    places = {name: str(place) for name, place in evaluating.chosen_models(cfg).items()}
+    return places | ({"ckpt_cls": cfg["ckpt_cls"]} if cfg["ckpt_cls"] else {})
 
 
 def requested(cfg: Mapping[str, Any]) -> Request:

@@ -13,12 +13,12 @@ import sys
 class Absent:
     """A finder that hides packages."""
 
-    hidden = ["guie"]
+    def __init__(self, hidden):
+        self.hidden = hidden
 
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
+    def find_spec(self, name, path=None, target=None):
         """Refuse a hidden name, leave every other to the finders behind."""
-        if name.partition(".")[0] in cls.hidden:
+        if name.partition(".")[0] in self.hidden:
             raise ModuleNotFoundError(f"{name} is kept out", name=name)
 
 
@@ -26,10 +26,9 @@ def main():
     """Run, then look whether something hidden came in."""
     embed, hidden, folders, *arguments = sys.argv[1:]
     sys.path += folders.split(os.pathsep)
-    Absent.hidden = hidden.split(",")
-    sys.meta_path.insert(0, Absent)
+    sys.meta_path.insert(0, Absent(hidden.split(",")))
     code = runpy.run_path(embed)["main"](arguments)
-    smuggled = [one for one in Absent.hidden if one in sys.modules]
+    smuggled = [one for one in hidden.split(",") if one in sys.modules]
     if smuggled:
         print(f"it imported {', '.join(smuggled)}, and must do without", file=sys.stderr)
         return 1

@@ -1,9 +1,10 @@
-"""guie-export: a run as one file, verified after writing, or as a folder for the Hugging Face hub."""
+"""guie-export: a run as one file, a bundle or a folder for the Hugging Face hub, verified after writing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from guie.config.compose import enter
@@ -14,7 +15,12 @@ def run(cfg: dict[str, Any]) -> None:
     """Export as `cfg` says; what can be refused is refused before a checkpoint is loaded."""
     from guie.cli.console import speak
 
-    told = _published(cfg) if cfg["huggingface"] else _exported(cfg)
+    kinds = {"pt": _exported, "bundle": _bundled, "huggingface": _published, "verify": _verified}
+    asked = [key for key in kinds if cfg[key]]
+    if len(asked) != 1:
+        given = " and ".join(asked) or "nothing"
+        raise UserError(f"pt: {given} given; accepted: one of pt=FILE, bundle, huggingface or verify=PATH")
+    told = kinds[asked[0]](cfg)
     speak()
     print(told())
 
@@ -23,13 +29,34 @@ def _exported(cfg: dict[str, Any]) -> Callable[[], Any]:
     from guie.export.destination import check_destination
     from guie.export.formats import check_formats
 
-    if not cfg["pt"]:
-        raise UserError("pt: a value is required: the file to write (or huggingface=FOLDER)")
-    check_formats(cfg["format"])
+    if len(check_formats(cfg["format"])) > 1:
+        raise UserError(f"format: {cfg['format']} in one file; accepted: one of them, or bundle=FOLDER")
     check_destination(cfg["pt"], overwrite=cfg["overwrite"])
     from guie.exporting import export_configured
 
     return partial(export_configured, cfg)
+
+
+def _bundled(cfg: dict[str, Any]) -> Callable[[], str]:
+    from guie.bundle.writing import check_folder
+    from guie.export.formats import check_formats
+
+    check_formats(cfg["format"])
+    check_folder(cfg["bundle"], overwrite=cfg["overwrite"])
+    from guie.exporting import bundle_configured
+
+    return partial(bundle_configured, cfg)
+
+
+def _verified(cfg: dict[str, Any]) -> Callable[[], Any]:
+    path = Path(cfg["verify"]).expanduser()
+    if path.is_dir():
+        from guie.bundle.verifying import verify
+
+        return lambda: "\n".join(verify(path, device=cfg["device"]))
+    from guie.export.verify import verify as verify_file
+
+    return partial(verify_file, path, device=cfg["device"])
 
 
 def _published(cfg: dict[str, Any]) -> Callable[[], str]:

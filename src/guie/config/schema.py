@@ -44,7 +44,7 @@ GROUPS = (
 NAMED = ("dataset", "postprocess")
 PATH_KEYS = {"ckpt", "ckpt_cls", "pt", "raw", "out", "run_dir", "data_root", "root", "embeddings", "resume"}
 PATH_KEYS |= {"path", "pattern", "wise", "start", "centres", "baseline", "candidate", "fitted", "nothing"}
-PATH_KEYS |= {"source", "check", "sample", "evaluation", "huggingface"}
+PATH_KEYS |= {"source", "check", "sample", "evaluation", "huggingface", "bundle", "verify"}
 
 _SIMPLE: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
 
@@ -165,7 +165,9 @@ class Export:
     fitted: str | None = None
     evaluation: str | None = None
     pt: str | None = None
+    bundle: str | None = None
     huggingface: str | None = None
+    verify: str | None = None
     format: Any = "torchscript"
     precision: str = "fp32"
     batch: int | None = None
