@@ -1,4 +1,4 @@
-"""`guie.resize` without branches on sizes, for programs of one graph: torch.export, ONNX, OpenVINO.
+"""`guie.resize` and the looks of `guie.views` without branches on sizes, for programs that are one graph.
 
 torch's uint8 resize is a filter in whole numbers: weights of 15 bits, sums rounded to levels after each axis.
 So here it is two products of matrices whose weights the graph computes from the picture's size. A weight is
@@ -14,7 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from guie.errors import UserError
 from guie.types import Preprocess
+from guie.views import Cut, Padded, Whole
 
 # Above this many times the target, guie.resize filters the visible part of a strip as Pillow does.
 EXTREME = 8
@@ -25,14 +27,25 @@ WEIGHT_BITS, POINT_BITS = 15, 22
 RADIX = 256.0
 
 
-class Axis(NamedTuple):
-    """`length` pixels resized to `scaled` (), of which `seen` from `corner` () on are wanted.
+class Line(NamedTuple):
+    """The pixels of one side that are looked at: `length` () from `first` () on, `most` at most.
 
-    `taps` is the most pixels that BLOCK outputs read, `most` the largest `scaled` that is no strip's, `strip`
-    () whether it is one. `length` and `taps` are whole numbers, free ones in an exported program.
+    `most` is a whole number, a free one in an exported program. Some may lie outside the picture.
     """
 
-    length: int
+    first: Tensor
+    length: Tensor
+    most: int
+
+
+class Axis(NamedTuple):
+    """A line resized to `scaled` (), of which `seen` outputs from `corner` () on are wanted.
+
+    BLOCK of them read `taps` pixels at most, a free number. `strip` () tells that Pillow's weights are due;
+    else `scaled` is `most` at most.
+    """
+
+    line: Line
     scaled: Tensor
     corner: Tensor
     seen: int
@@ -42,120 +55,119 @@ class Axis(NamedTuple):
 
 
 class GraphPrepare(nn.Module):
-    """(B,3,H,W) uint8 or float 0..255 -> (B,3,h,w) uint8, as `export.prepare.Prepare`, for any H and W."""
+    """(B,3,H,W) uint8 of any H and W to what the network sees of `look`: (B,3,h,w) uint8.
 
-    def __init__(self, spec: Preprocess):
+    The numbers of `look` followed by `export.prepare.Prepare`, except that `Padded` does not reduce pictures
+    above its `most_px` first. Raises UserError for a look that is not one of `guie.views`.
+    """
+
+    def __init__(self, spec: Preprocess, look: nn.Module | None = None):
         super().__init__()
         self.height, self.width = spec.size_px
         self.target = (int(self.height / spec.crop_fraction), int(self.width / spec.crop_fraction))
         self.crop, self.mode = spec.crop, spec.interpolation
+        self.look = _known(look or Whole())
+        self.level = self.look.level if isinstance(self.look, Padded) else None
         self.units: Tensor
         self.background: Tensor
         self.register_buffer("units", 2.0 ** torch.arange(POINT_BITS + 1, dtype=torch.float64))
         self.register_buffer("background", torch.tensor(spec.background, dtype=torch.uint8).view(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, levels: Tensor) -> Tensor:
         """Return the network's input."""
-        images = levels(images)
+        if self._fits(levels):
+            return levels
+        lines = framed(self.look, levels)
         if self.crop == "center":
-            return self.center(images)
+            return self.center(levels, *lines)
         if self.crop == "pad":
-            return self.pad(images)
-        return self.resized(images, *self.stretched(images)).to(torch.uint8)
+            return self.pad(levels, *lines)
+        rows, columns = (stretched(*pair) for pair in zip(lines, (self.height, self.width), strict=True))
+        return self.resized(levels, rows, columns).to(torch.uint8)
 
-    def stretched(self, images: Tensor) -> tuple[Axis, Axis]:
-        """Return the axes (rows, columns) of a picture that fills the input whatever its aspect."""
-        zero = scalar(images, 0)
-
-        def axis(length: int, count: int) -> Axis:
-            taps = most_taps(length, count)
-            return Axis(length, scalar(images, count), zero, count, taps, count, zero > 0)
-
-        return axis(images.size(2), self.height), axis(images.size(3), self.width)
-
-    def center(self, images: Tensor) -> Tensor:
+    def center(self, levels: Tensor, down: Line, across: Line) -> Tensor:
         """Bring the side that binds to `target`, see the middle.
 
         A tall strip is filtered in the other order, and it is narrow: that order is computed of as many
         columns of any picture as a strip may have, and taken where the picture is one.
         """
-        rows, columns = self.centered(images)
-        usual = self.resized(images, rows, columns)
-        narrow = images.size(2) * self.target[1] // (EXTREME * self.height) + 2
-        last = scalar(images, images.size(3)) - 1
-        seen = torch.minimum(torch.arange(narrow, device=images.device), last)
-        strip = self.filtered(images.index_select(3, seen), rows)
+        rows, columns = self.centered(down, across)
+        usual = self.resized(levels, rows, columns)
+        narrow = down.most * self.target[1] // (EXTREME * self.height) + 2
+        read = across.first + torch.arange(narrow, device=levels.device)
+        strip = self.filtered(levels.index_select(3, bounded(read, levels.size(3))), rows)
+        columns = columns._replace(line=across._replace(first=across.first * 0))
         strip = self.filtered(strip.transpose(2, 3), columns).transpose(2, 3)
-        tall = rows.strip & (scalar(images, images.size(2)) > last + 1)
-        return torch.where(tall, strip, usual).to(torch.uint8)
+        return torch.where(rows.strip & (down.length > across.length), strip, usual).to(torch.uint8)
 
-    def centered(self, images: Tensor) -> tuple[Axis, Axis]:
+    def centered(self, down: Line, across: Line) -> tuple[Axis, Axis]:
         """Return the axes (rows, columns) of `center`; the side that follows is rounded down."""
-        height, width = scalar(images, images.size(2)), scalar(images, images.size(3))
-        target_h, target_w = (scalar(images, side) for side in self.target)
-        binds = target_h * width >= target_w * height
-        scaled_h = torch.where(binds, target_h, target_w * height // width)
-        scaled_w = torch.where(binds, target_h * width // height, target_w)
+        target_h, target_w = (scalar(down.length, side) for side in self.target)
+        binds = target_h * across.length >= target_w * down.length
+        scaled_h = torch.where(binds, target_h, target_w * down.length // across.length)
+        scaled_w = torch.where(binds, target_h * across.length // down.length, target_w)
         strip = (scaled_h > EXTREME * self.height) | (scaled_w > EXTREME * self.width)
 
-        def axis(length: int, scaled: Tensor, count: int, target: int) -> Axis:
-            corner, taps = half_even(scaled - count), most_taps(length, target)
-            return Axis(length, scaled, corner, count, taps, EXTREME * count, strip)
+        def axis(line: Line, scaled: Tensor, seen: int, target: int) -> Axis:
+            corner, taps = half_even(scaled - seen), most_taps(line.most, target)
+            return Axis(line, scaled, corner, seen, taps, EXTREME * seen, strip)
 
-        rows = axis(images.size(2), scaled_h, self.height, self.target[0])
-        return rows, axis(images.size(3), scaled_w, self.width, self.target[1])
+        rows = axis(down, scaled_h, self.height, self.target[0])
+        return rows, axis(across, scaled_w, self.width, self.target[1])
 
-    def pad(self, images: Tensor) -> Tensor:
+    def pad(self, levels: Tensor, down: Line, across: Line) -> Tensor:
         """Fit the long side, put the picture in the middle of the background."""
-        rows, columns = self.padded(images)
+        rows, columns = self.padded(down, across)
         picture = inside(rows).view(-1, 1) & inside(columns)
-        return torch.where(picture, self.resized(images, rows, columns).to(torch.uint8), self.background)
+        return torch.where(picture, self.resized(levels, rows, columns).to(torch.uint8), self.background)
 
-    def padded(self, images: Tensor) -> tuple[Axis, Axis]:
+    def padded(self, down: Line, across: Line) -> tuple[Axis, Axis]:
         """Return the axes (rows, columns) of `pad`: outputs before and behind the picture count as well."""
-        height, width = images.size(2), images.size(3)
-        scale = torch.minimum(
-            self.height / scalar(images, height).double(), self.width / scalar(images, width).double()
-        )
-        # Rounding of the shorter side makes a step of it longer, by one block's output at most.
-        longer = torch.sym_max(height * self.width, width * self.height)
-        taps = most_taps(longer, self.height * self.width, BLOCK + 1)
-        no = scalar(images, 0) > 0
+        scale = torch.minimum(self.height / down.length.double(), self.width / across.length.double())
+        # The shorter side is rounded, so its step may be longer: by one output more in a block at most.
+        most = longer(down.most * self.width, across.most * self.height)
+        taps = most_taps(most, self.height * self.width, BLOCK + 1)
 
-        def axis(length: int, count: int) -> Axis:
-            inner = torch.round(scalar(images, length) * scale).long().clamp(1, count)
-            return Axis(length, inner, -((count - inner) // 2), count, taps, count, no)
+        def axis(line: Line, seen: int) -> Axis:
+            inner = torch.round(line.length * scale).long().clamp(1, seen)
+            return Axis(line, inner, -((seen - inner) // 2), seen, taps, seen, inner < 0)
 
-        return axis(height, self.height), axis(width, self.width)
+        return axis(down, self.height), axis(across, self.width)
 
-    def resized(self, images: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    def resized(self, levels: Tensor, rows: Axis, columns: Axis) -> Tensor:
         """Return (B,3,h,w) whole levels in float32: each row is filtered, then each column, as torch does."""
-        return self.filtered(self.filtered(images.transpose(2, 3), columns).transpose(2, 3), rows)
+        return self.filtered(self.filtered(levels.transpose(2, 3), columns).transpose(2, 3), rows)
 
-    def filtered(self, images: Tensor, axis: Axis) -> Tensor:
-        """Return (B,3,L,R), levels, with the L pixels of `axis` resized: (B,3,seen,R), levels in float32."""
+    def filtered(self, levels: Tensor, axis: Axis) -> Tensor:
+        """Return (B,3,L,R) with the side L resized: (B,3,seen,R) whole levels in float32."""
         blocks = -(-axis.seen // BLOCK)
-        first = torch.arange(blocks, device=images.device).view(-1, 1) * BLOCK + axis.corner
-        outputs = first + torch.arange(BLOCK, device=images.device)
+        first = torch.arange(blocks, device=levels.device).view(-1, 1) * BLOCK + axis.corner
+        outputs = first + torch.arange(BLOCK, device=levels.device)
         pixels, weights = self.weights(axis, outputs, axis.taps)
-        unit = self.unit(axis, pixels.device)
-        whole = torch.sign(weights) * torch.floor(weights.abs() * unit + 0.5)
-        high = torch.round(whole / RADIX)
-        parts = torch.cat([high, whole - RADIX * high], dim=1).float()
-        read = torch.minimum(pixels, scalar(images, images.size(2)) - 1).flatten()
-        runs = images.index_select(2, read).float().unflatten(2, (blocks, -1))
-        sums = parts @ runs
+        unit = self.unit(axis, levels.device)
+        parts = split(torch.sign(weights) * torch.floor(weights.abs() * unit + 0.5))
+        pixels = pixels + axis.line.first
+        read = bounded(pixels, levels.size(2)).flatten()
+        runs = levels.contiguous().index_select(2, read).float().unflatten(2, (blocks, -1))
+        sums = self.summed(parts, runs, (pixels >= 0) & (pixels < scalar(pixels, levels.size(2))))
         found = rounded(sums[:, :, :, :BLOCK], sums[:, :, :, BLOCK:], unit.float())
         return found.flatten(2, 3)[:, :, : axis.seen]
 
+    def summed(self, parts: Tensor, runs: Tensor, picture: Tensor) -> Tensor:
+        """Return `parts` (N,K,taps) times `runs` (B,3,N,taps,R); what is not of the `picture` has `level`."""
+        if self.level is None:
+            return parts @ runs
+        within = parts * picture.unsqueeze(1)
+        return within @ runs + self.level * (parts - within).sum(2, keepdim=True)
+
     def weights(self, axis: Axis, outputs: Tensor, taps: int) -> tuple[Tensor, Tensor]:
-        """Return the pixels (N,taps) that rows of `outputs` (N,K) read, and their weights (N,K,taps)."""
-        length = scalar(outputs, axis.length)
-        reach = 2 * torch.maximum(length, axis.scaled)
-        centre = (2 * outputs + 1) * length  # in 1 / (2 * scaled) pixels; a pixel's is 2j + 1 times scaled
-        first = (centre[:, :1] - 2 * reach - axis.scaled).clamp(min=0) // (2 * axis.scaled)
+        """Return the pixels (N,taps) of a line that rows of `outputs` (N,K) read, and weights (N,K,taps)."""
+        length, scaled = axis.line.length, axis.scaled
+        reach = 2 * torch.maximum(length, scaled)
+        centre = (2 * outputs + 1) * length  # in 1 / (2 scaled) pixels; that of pixel j is (2j + 1) scaled
+        first = (centre[:, :1] - 2 * reach - scaled).clamp(min=0) // (2 * scaled)
         pixels = first + torch.arange(taps, device=outputs.device)
-        away = (2 * pixels.unsqueeze(1) + 1) * axis.scaled - centre.unsqueeze(2)
+        away = (2 * pixels.unsqueeze(1) + 1) * scaled - centre.unsqueeze(2)
         kernel = self.kernel(away.abs().double() / reach) * (pixels < length).unsqueeze(1)
         total = kernel.sum(2, keepdim=True)
         return pixels, kernel / torch.where(total > 0, total, 1.0)
@@ -175,7 +187,7 @@ class GraphPrepare(nn.Module):
         """
         outputs = torch.arange(axis.most, device=device)
         turn = 2 * axis.scaled
-        off = ((2 * outputs + 1) * scalar(outputs, axis.length) % turn - axis.scaled).abs()
+        off = ((2 * outputs + 1) * axis.line.length % turn - axis.scaled).abs()
         nearest = torch.where(outputs < axis.scaled, off, turn).argmin()
         pair = torch.stack([torch.zeros_like(nearest), nearest]).view(2, 1)
         largest = self.weights(axis, pair, axis.taps)[1].max()
@@ -183,12 +195,47 @@ class GraphPrepare(nn.Module):
         place = torch.where(axis.strip, POINT_BITS, fits.sum())
         return self.units.index_select(0, place.view(1))[0]
 
+    def _fits(self, levels: Tensor) -> bool:
+        """Return whether pictures of one known size are the network's input already."""
+        size = levels.size(2), levels.size(3)
+        known = all(isinstance(side, int) for side in size) and isinstance(self.look, Whole)
+        return known and size == (self.height, self.width) and (self.crop != "center" or self.target == size)
 
-def levels(images: Tensor) -> Tensor:
-    """Return whole levels 0..255 as uint8; see `export.prepare.Prepare`."""
-    if images.dtype == torch.uint8:
-        return images
-    return torch.nan_to_num(images.float(), 0.0).clamp(0.0, 255.0).round().to(torch.uint8)
+
+def framed(look: nn.Module, levels: Tensor) -> tuple[Line, Line]:
+    """Return the lines (rows, columns) of pictures that `look` sees."""
+    sides = levels.size(2), levels.size(3)
+    height, width = (scalar(levels, side) for side in sides)
+    if isinstance(look, Cut):
+        kept = torch.minimum(height, width) if look.square else None
+        places = zip(sides, (height, width), (look.down, look.right), strict=True)
+        down, across = (cut(look.share, length, kept, place, most) for most, length, place in places)
+        return down, across
+    if isinstance(look, Padded):
+        side, most = torch.maximum(height, width), longer(*sides)
+        seen = part(look.share, side)
+        down, across = (
+            Line(half_even(side - seen) - (side - length) // 2, seen, most) for length in (height, width)
+        )
+        return down, across
+    return Line(height * 0, height, sides[0]), Line(width * 0, width, sides[1])
+
+
+def cut(share: float, length: Tensor, square: Tensor | None, place: float, most: int) -> Line:
+    """Return the `share` of a side at `place` (0 first, 1 last), or that of the side of a `square`."""
+    kept = part(share, length if square is None else square)
+    return Line(torch.round((length - kept) * place).long(), kept, most)
+
+
+def part(share: float, length: Tensor) -> Tensor:
+    """Return `share` of `length` (), rounded down, one pixel at least."""
+    return (share * length.double()).long().clamp(min=1)
+
+
+def stretched(line: Line, seen: int) -> Axis:
+    """Return the axis of a line that fills the input whatever its aspect."""
+    scaled = scalar(line.length, seen)
+    return Axis(line, scaled, scaled * 0, seen, most_taps(line.most, seen), seen, scaled < 0)
 
 
 def scalar(like: Tensor, value: int) -> Tensor:
@@ -196,7 +243,17 @@ def scalar(like: Tensor, value: int) -> Tensor:
     return torch.full((), value, dtype=torch.int64, device=like.device)
 
 
-def most_taps(length: int | torch.SymInt, scaled: int, outputs: int = BLOCK) -> int:
+def bounded(pixels: Tensor, size: int) -> Tensor:
+    """Return places brought into 0..`size` - 1, a free number."""
+    return torch.minimum(pixels.clamp(min=0), scalar(pixels, size) - 1)
+
+
+def longer(one: int, other: int) -> int:
+    """Return the larger of two whole numbers, free ones or not."""
+    return torch.sym_max(one, other)  # type: ignore[return-value]
+
+
+def most_taps(length: int, scaled: int, outputs: int = BLOCK) -> int:
     """Return how many pixels `outputs` neighbours read at most where `length` become `scaled` or more."""
     return outputs * length // scaled + 4 * (length // scaled) + 8
 
@@ -212,7 +269,22 @@ def inside(axis: Axis) -> Tensor:
     return (outputs >= 0) & (outputs < axis.scaled)
 
 
+def split(whole: Tensor) -> Tensor:
+    """Return the high and the low parts of whole weights (N,K,taps) in float32: (N,2K,taps)."""
+    high = torch.round(whole / RADIX)
+    return torch.cat([high, whole - RADIX * high], dim=1).float()
+
+
 def rounded(high: Tensor, low: Tensor, unit: Tensor) -> Tensor:
     """Return (RADIX * high + low) / unit rounded to levels, with no number on the way above 2^24."""
     carried = high + torch.floor(low / RADIX) + unit / (2.0 * RADIX)
     return torch.floor(carried / (unit / RADIX)).clamp(0.0, 255.0)
+
+
+def _known(look: nn.Module) -> nn.Module:
+    if not isinstance(look, Whole | Cut | Padded):
+        raise UserError(
+            f"views.looks: a {type(look).__name__} in a program of one graph; accepted: format=torchscript, "
+            "or looks Whole, Cut, Padded"
+        )
+    return look
