@@ -129,8 +129,13 @@ def described(models: Models, pipeline: Pipeline) -> dict[str, Any]:
         of_each = {name: asdict(one.preprocess) for name, one in models.embedders.items()}
         told |= {**models.joined.told(), "models": of_each}
     if pipeline.steps:
-        told["postprocess"] = {name: saved.node_of(step) for name, step in pipeline.steps.items()}
+        told["postprocess"] = {name: _told(step) for name, step in pipeline.steps.items()}
     return told
+
+
+def _told(step: Step) -> dict[str, Any]:
+    """Return a step's kind and what its result depends on: no place on this machine."""
+    return {"_target_": saved.node_of(step)["_target_"], **step.identity()}
 
 
 def evaluated(source: Source, steps: Iterable[Step], pictures: Sequence[np.ndarray]) -> np.ndarray:
