@@ -19,7 +19,6 @@ from guie.export.prepare import Levels
 from guie.export.source import Request, Source
 from guie.postprocess.layers import Layer, Mapped, Subtracted
 from guie.side import SIDE_DIM
-from guie.types import Preprocess
 from guie.views import Gating, View, Views, Whole
 
 # The largest batch that a network is shown when it is traced: more than one, so that it stays free.
@@ -45,14 +44,14 @@ class Network(nn.Module):
 class Look(nn.Module):
     """One view of pictures through a network: (B,3,H,W) uint8 to its raw vectors and features."""
 
-    def __init__(self, look: nn.Module, prepare: nn.Module, mirrored: bool, network: nn.Module) -> None:
+    def __init__(self, prepare: nn.Module, mirrored: bool, network: nn.Module) -> None:
         super().__init__()
-        self.look, self.prepare, self.network = look, prepare, network
+        self.prepare, self.network = prepare, network
         self.mirrored = mirrored
 
     def seen(self, images: Tensor) -> Tensor:
         """Return what the network is shown, (B,3,h,w) uint8."""
-        shown = self.prepare(self.look(images))
+        shown = self.prepare(images)
         return shown.flip(3) if self.mirrored else shown
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,13 +179,13 @@ Example = tuple[
 
 @dataclass(frozen=True)
 class Lowering:
-    """How a format takes the parts: `prepare` of a Preprocess, `lower` of a network and what it is shown.
+    """How a format takes the parts: `prepare` of a view, `lower` of a network and what it is shown.
 
     A program of gated views is for pictures of any `shape` where it may branch on sizes and values; else one
     is for those as high as wide, and one for all others.
     """
 
-    prepare: Callable[[Preprocess], nn.Module]
+    prepare: Callable[[View], nn.Module]
     lower: Callable[[Network, Example], nn.Module]
     shape: Literal["any", "square", "other"] = "any"
 
@@ -225,9 +224,9 @@ def _gated(looks: list[Look], gating: Gating, summed: str, shape: str) -> nn.Mod
 def _look(
     embedder: Any, view: View, networks: Mapping[tuple[int, int], nn.Module], lowering: Lowering, bare: bool
 ) -> Look:
-    prepare = nn.Identity() if bare else lowering.prepare(view.preprocess)
+    prepare = nn.Identity() if bare else lowering.prepare(view)
     kind = SidedLook if getattr(embedder, "side_dim", 0) else Look
-    return kind(view.look, prepare, view.mirrored, networks[view.preprocess.size_px])
+    return kind(prepare, view.mirrored, networks[view.preprocess.size_px])
 
 
 def _networks(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from guie.errors import UserError
 from guie.types import Preprocess
-from guie.views import Cut, Padded, Whole
+from guie.views import Cut, Padded, View, Whole
 
 # Above this many times the target, guie.resize filters the visible part of a strip as Pillow does.
 EXTREME = 8
@@ -52,6 +52,11 @@ class Axis(NamedTuple):
     taps: int
     most: int
     strip: Tensor
+
+
+def prepared(view: View) -> nn.Module:
+    """Return what brings pictures (B,3,H,W) uint8 to the network as `view` sees them, but for mirroring."""
+    return GraphPrepare(view.preprocess, view.look)
 
 
 class GraphPrepare(nn.Module):

@@ -117,9 +117,9 @@ def exported(source: Source, request: Request) -> ExportedProgram:
     import torch
 
     from guie.export.composed import Lowering, composed
-    from guie.export.graph import GraphPrepare
+    from guie.export.graph import prepared
 
-    whole = composed(source, request, Lowering(GraphPrepare, lambda network, _: network))
+    whole = composed(source, request, Lowering(prepared, lambda network, _: network))
     bare = request.pixels == "normalised"
     height, width = source.preprocess.size_px if bare else request.size_px or EXAMPLE_PX
     images = torch.zeros(request.batch or 2, 3, height, width, dtype=torch.float32 if bare else torch.uint8)

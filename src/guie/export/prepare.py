@@ -11,6 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guie.types import Preprocess
+from guie.views import View
+
+
+def prepared(view: View) -> nn.Module:
+    """Return what brings pictures (B,3,H,W) uint8 to the network as `view` sees them, but for mirroring."""
+    return nn.Sequential(view.look, Prepare(view.preprocess))
 
 
 class Levels(nn.Module):

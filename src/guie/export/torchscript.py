@@ -13,7 +13,7 @@ import torch
 
 from guie.export.archive import METADATA
 from guie.export.composed import Example, Lowering, Network, composed
-from guie.export.prepare import Prepare
+from guie.export.prepare import prepared
 from guie.export.source import Request, Source
 
 
@@ -31,7 +31,7 @@ def program(source: Source, request: Request) -> torch.jit.ScriptModule:
     Neither is believed: the written file is compared with the evaluation.
     """
     with torchscript_allowed(), torch.no_grad():
-        return torch.jit.script(composed(source, request, Lowering(Prepare, traced)))
+        return torch.jit.script(composed(source, request, Lowering(prepared, traced)))
 
 
 def traced(network: Network, example: Example) -> torch.jit.ScriptModule:
