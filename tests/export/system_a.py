@@ -35,10 +35,18 @@ class Tower(nn.Module):
         return self.layers(x)
 
 
-def small_system(seed=0):
+class AnySize(Tower):
+    """The same of pictures of any size."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers.insert(2, nn.AdaptiveAvgPool2d(4))
+
+
+def small_system(seed=0, kind=Tower):
     """Return an embedder with side inputs, its neck's statistics drawn."""
     torch.manual_seed(seed)
-    tower = Tower()
+    tower = kind()
     made = Embedder(tower, Average(), BNLinear(8, in_dim=tower.out_dim + 3), side=True)
     made.neck.norm.running_mean.normal_()
     made.neck.norm.running_var.uniform_(0.5, 2.0)

@@ -1,16 +1,25 @@
 """System A's classifier-TTA: every picture as its page says, in evaluation and in the file."""
 
+import zipfile
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from system_a import by_the_page, classifier_of, preset, small_system
+from system_a import AnySize, by_the_page, classifier_of, preset, small_system
 
 from guie.datasets.manifest import from_columns
 from guie.embed.reading import Reader
+from guie.embed.space import feature_space, space_id
 from guie.embed.vectors import embed
+from guie.errors import UserError
+from guie.export.composed import Lowering, composed
+from guie.export.prepare import prepared
 from guie.export.source import Request, Source
-from guie.export.torchscript import torchscript_allowed, write
+from guie.export.torchscript import program, torchscript_allowed, write
+from guie.models.pooling import GeM
+from guie.views import Cut, Gate, Group, Padded, Views, Whole
 
 # Square; wide and tall, with even and odd padding; one pixel; strips.
 SIZES = [(40, 40), (33, 33), (1, 1), (30, 50), (50, 30), (31, 50), (50, 31), (2, 1), (5, 200), (300, 4)]
@@ -70,6 +79,11 @@ def test_evaluation_gives_what_the_page_says_of_each_picture(
     np.testing.assert_allclose(found, told[0], atol=2e-6)
 
 
+def ran(program, images):
+    with torch.inference_mode():
+        return program(images).numpy()
+
+
 def shapes(pictures):
     """Yield the pictures of each size as a batch, and which they are."""
     for start in range(0, len(pictures), 6):
@@ -89,7 +103,69 @@ def script(embedder, classifier, tmp_path_factory):
 def test_the_file_gives_what_the_page_says_of_each_picture_of_a_batch(script, pictures, told):
     for rows, batch in shapes(pictures):
         for images in (batch, batch.float()):
-            np.testing.assert_allclose(script(images).detach().numpy(), told[0][rows], atol=2e-6)
+            np.testing.assert_allclose(ran(script, images), told[0][rows], atol=2e-6)
         for one in range(6):
-            found = script(batch[one : one + 1]).detach().numpy()
+            found = ran(script, batch[one : one + 1])
             np.testing.assert_allclose(found, told[0][rows][one : one + 1], atol=2e-6)
+
+
+def general(classifier, **rest):
+    """Return gated views at two scales with mirror images; the classifier reads what is not summed."""
+    looks = {"whole": Whole(), "corner": Cut(0.7, "top_left"), "padded": Padded(0.9)}
+    groups = {"some": Group(["apparel", "meme", "dishes"], ["corner", "padded"])}
+    gate = Gate(["padded"], groups, **rest, classifier=classifier)
+    return Views(looks, scales=(1.0, 1.5), flip=True, gate=gate)
+
+
+@pytest.mark.parametrize("rest", [{"square": ["corner"]}, {}], ids=["shortcut", "all asked"])
+def test_any_looks_scales_and_mirrors_are_chosen_in_the_file_as_in_evaluation(pictures, rest, tmp_path):
+    embedder = small_system(kind=AnySize)
+    views, pictures = general(classifier_of(embedder), **rest), pictures[6:30]
+    found = embed(embedder, saved(tmp_path, pictures), Reader(batch_size=16, threads=1, views=views)).vectors
+    with torchscript_allowed():
+        script = program(Source({"": embedder}, views=views), Request())
+    for rows, batch in shapes(pictures):
+        np.testing.assert_allclose(ran(script, batch), found[rows], atol=2e-6)
+
+
+def test_two_programs_without_branches_say_together_what_one_with_branches_says(
+    embedder, classifier, pictures, told
+):
+    source = Source({"": embedder}, views=preset("classifier_tta", classifier))
+    for rows, batch in shapes(pictures):
+        is_square = batch.shape[2] == batch.shape[3]
+        lowering = Lowering(prepared, lambda network, example: network, "square" if is_square else "other")
+        found = ran(composed(source, Request(), lowering), batch)
+        np.testing.assert_allclose(found, told[0][rows], atol=2e-6)
+
+
+def test_the_network_is_in_the_file_once_whatever_number_of_views_it_has(embedder, classifier, tmp_path):
+    sizes = []
+    for views in (None, preset("classifier_tta", classifier)):
+        write(Source({"": embedder}, views=views), Request(), tmp_path / "model.pt", {})
+        with zipfile.ZipFile(tmp_path / "model.pt") as archive:
+            sizes.append(sum(one.file_size for one in archive.infolist() if "/data/" in one.filename))
+    own = classifier.weight.nbytes + classifier.bias.nbytes
+    assert own < sizes[1] - sizes[0] < own + 200
+
+
+def test_a_space_is_refused_to_a_gate_that_knows_other_features(embedder):
+    views = preset("classifier_tta", classifier_of(small_system(seed=1)))
+    with pytest.raises(UserError, match=r"ckpt_cls: trained on other features \(\w+\) than this model has"):
+        space_id(embedder, views=views)
+
+
+@pytest.mark.parametrize("change", ["weights", "mean", "setting"])
+def test_features_are_those_of_weights_normalisation_and_settings(change):
+    one, other = small_system(), small_system()
+    assert feature_space(one) == feature_space(other)
+    other.neck.linear.weight.data += 1  # of the neck the classifier sees nothing
+    other.use_preprocess(replace(other.preprocess, crop="center"))
+    assert feature_space(one) == feature_space(other)
+    if change == "weights":
+        other.backbone.layers[0].bias.data[0] += 1e-6
+    if change == "mean":
+        other.use_preprocess(replace(other.preprocess, mean=(0.5, 0.5, 0.5)))
+    if change == "setting":
+        one.pool, other.pool = GeM(p=3.0), GeM(p=2.0)
+    assert feature_space(one) != feature_space(other)
