@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from system_a import AnySize, by_the_page, classifier_of, preset, small_system
+from system_a import THINGS, AnySize, by_the_page, classifier_of, clip, preset, small_system
 
 from guie.datasets.manifest import from_columns
 from guie.embed.reading import Reader
@@ -15,6 +15,8 @@ from guie.embed.space import feature_space, space_id
 from guie.embed.vectors import embed
 from guie.errors import UserError
 from guie.export.composed import Lowering, composed
+from guie.export.drawn import CLEAR, drawing, picked
+from guie.export.golden import draw
 from guie.export.prepare import prepared
 from guie.export.source import Request, Source
 from guie.export.torchscript import program, torchscript_allowed, write
@@ -169,3 +171,31 @@ def test_features_are_those_of_weights_normalisation_and_settings(change):
     if change == "setting":
         one.pool, other.pool = GeM(p=3.0), GeM(p=2.0)
     assert feature_space(one) != feature_space(other)
+
+
+def test_golden_pictures_take_every_set_of_looks_that_noise_takes_and_clearly(embedder, classifier, caplog):
+    views = preset("classifier_tta", classifier)
+    with caplog.at_level("INFO", "guie"):
+        images = drawing(Source({"": embedder}, views=views))(((1, 1), (20, 30)), 8, 0)
+    np.testing.assert_array_equal(images[0], draw((1, 1), 8, 0))
+    branches = []
+    for picture in images[1]:
+        feature = clip(embedder, torch.from_numpy(picture))
+        scores = classifier.weight.double().numpy() @ feature + classifier.bias.double().numpy()
+        things = np.isin(np.arange(11), THINGS)
+        branches.append(bool(things[scores.argmax()]))
+        other = np.flatnonzero(things != branches[-1])
+        steps = (
+            classifier.weight.double().numpy()[scores.argmax()] - classifier.weight.double().numpy()[other]
+        )
+        away = (scores.max() - scores[other]) / np.linalg.norm(steps, axis=1) / np.linalg.norm(feature)
+        assert away.min() > CLEAR
+    assert sorted(set(branches)) == [False, True]
+    assert caplog.messages == ["golden pictures take 2 of the gate's 2 sets of looks"]
+
+
+def test_pictures_are_picked_by_turns_the_clearest_first_and_unclear_ones_last():
+    looks = np.array([0, 0, 0, 1, 1, 0])
+    distances = np.array([0.1, 0.5, 0.01, 0.3, np.nan, np.inf])
+    assert picked(looks, distances, 6).tolist() == [5, 3, 1, 0, 4, 2]
+    assert picked(looks, distances, 2).tolist() == [5, 3]

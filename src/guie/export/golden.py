@@ -13,6 +13,9 @@ from guie.errors import UserError
 
 Evaluate = Callable[[Sequence[np.ndarray]], np.ndarray]  # N pictures (3,H,W) uint8 -> vectors (N,D) float32
 
+# (sizes, count, seed) -> for each size (count,3,H,W) uint8
+Draw = Callable[[Sequence[tuple[int, int]], int, int], list[np.ndarray]]
+
 # (height, width): one pixel, thin and wide, the usual input, a photograph, a long strip.
 GOLDEN_SIZES: tuple[tuple[int, int], ...] = ((1, 1), (37, 500), (224, 224), (1200, 1600), (3000, 40))
 GOLDEN_BATCHES: tuple[int, ...] = (1, 3, 8)
@@ -22,7 +25,7 @@ MOST_BLOCKS = 72  # along the longer side
 
 @dataclass(frozen=True)
 class Golden:
-    """`images[i]` (B,3,H,W) of one size each, as the file takes them; `vectors[i]` (B,D) float32, due for them.
+    """`images[i]` (B,3,H,W) of one size each, as the file takes them; `vectors[i]` (B,D) float32, theirs.
 
     A prefix of `images[i]` must give the same prefix of `vectors[i]`: that is how `batches` are checked.
     """
@@ -55,12 +58,18 @@ def draw(size: tuple[int, int], count: int, seed: int) -> np.ndarray:
     return blocks[:, :, :height, :width] + ramp.astype(np.uint8)
 
 
+def draw_each(sizes: Sequence[tuple[int, int]], count: int, seed: int) -> list[np.ndarray]:
+    """Return `count` pictures of each size."""
+    return [draw(size, count, seed) for size in sizes]
+
+
 def make_golden(
     evaluate: Evaluate,
     *,
     sizes: Sequence[tuple[int, int]] = GOLDEN_SIZES,
     batches: tuple[int, ...] = GOLDEN_BATCHES,
     inputs: Callable[[np.ndarray], np.ndarray] | None = None,
+    drawing: Draw = draw_each,
     seed: int = 0,
 ) -> Golden:
     """Draw pictures and take their vectors from the evaluation.
@@ -68,7 +77,7 @@ def make_golden(
     `evaluate` gives (N,D) float32 for N pictures of several sizes; `inputs` makes of (B,3,H,W) what the file
     takes, where that is something else. Raises UserError when a vector is not finite.
     """
-    images = [draw(size, max(batches), seed) for size in sizes]
+    images = drawing(sizes, max(batches), seed)
     vectors = evaluate([picture for pictures in images for picture in pictures])
     if not np.isfinite(vectors).all():
         raise UserError("ckpt: the model gives vectors that are not finite; accepted: finite weights")
