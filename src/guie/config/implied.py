@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from guie.config import official
@@ -20,5 +21,6 @@ def completed(command: str, arguments: Sequence[str], folders: Sequence[Path]) -
 def _with_views(command: str, arguments: Sequence[str]) -> list[str]:
     """Return `arguments` with system A's views where a classifier is given and no others are chosen."""
     names = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
-    given = "ckpt_cls" in COMMANDS[command].__dataclass_fields__ and names.get("ckpt_cls") not in NOTHING
+    known = "ckpt_cls" in (field.name for field in fields(COMMANDS[command]))
+    given = known and names.get("ckpt_cls") not in NOTHING
     return [GATED, *arguments] if given and "views" not in names else list(arguments)
