@@ -29,7 +29,7 @@ PARTS = (
     *("guie.data", "guie.datasets", "guie.heads", "guie.models", "guie.train", "guie.cleaning"),
     *("guie.local", "guie.recognise", "guie.postprocess", "guie.search", "guie.protocols", "guie.views"),
 )
-SINGLE_PARTS = ("guie.launch.Launch", "guie.assembly.trained_embedder")
+SINGLE_PARTS = ("guie.launch.Launch", "guie.assembly.trained_embedder", "guie.export.contract.Contract")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from guie import assembly, evaluating
-from guie.build import refuse_foreign
+from guie.build import build, refuse_foreign
 from guie.bundle.writing import Order
 from guie.bundle.writing import write as write_bundle
 from guie.comparing.pairing import read as read_evaluation
@@ -18,6 +18,7 @@ from guie.embed.ensemble import Ensemble
 from guie.embed.pictures import vectors_of
 from guie.embed.several import Models
 from guie.errors import UserError
+from guie.export.contract import stated
 from guie.export.formats import check_formats
 from guie.export.source import Request, Source
 from guie.export.verify import Verified
@@ -79,6 +80,7 @@ def chosen(cfg: Mapping[str, Any]) -> tuple[Source, list[Step]]:
     pipeline = fitted_steps(cfg, space)
     check_averaged(cfg, models.joined, space)
     facts = {"space_id": pipeline.space_id(space), "vectors_space_id": space, **described(models, pipeline)}
+    facts |= stated(build(cfg["contract"], where="contract") if cfg["contract"] else None)
     layers = pipeline.layers(models.width)
     joined = models.joined
     source = Source(models.embedders, joined.weights, joined.combine, views, layers, facts)

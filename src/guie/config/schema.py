@@ -173,6 +173,7 @@ class Export:
     batch: int | None = None
     size: Any = None
     pixels: str = "levels"
+    contract: Any = None
     overwrite: bool = False
     device: str = "cpu"
     seed: int = 0

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from guie.errors import UserError
 from guie.export import archive
+from guie.export.alone import last_words, run_alone
+from guie.export.alone import package_folders as package_folders
+from guie.export.contract import check_promise
 from guie.export.formats import Tolerance, read_facts
 
 FRESH = Path(__file__).with_name("fresh.py")
@@ -48,7 +48,8 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Keys: `format`, `guie` (version), `precision`, `batch`, `size_px` and `pixels` (see source.Request),
     `preprocess` (fields of Preprocess), `embed_dim`, `space_id`, `golden` (file name beside it),
-    `golden_sha256`, `parts` (sha256 by file name of what lies beside it), `tolerance` (`largest`, `cosine`).
+    `golden_sha256`, `parts` (sha256 by file name of what lies beside it), `tolerance` (`largest`, `cosine`),
+    `contract` (fields of Contract, where it keeps one).
     Raises UserError for a file that guie did not export.
     """
     try:
@@ -62,15 +63,17 @@ def describe(path: str | Path) -> dict[str, Any]:
 def verify(path: str | Path, *, device: str = "cpu") -> Verified:
     """Check a file that was exported before against the golden file beside it.
 
-    Raises UserError when the file or a part of it is damaged, the golden file is missing or another one, or
-    when vectors differ by more than the file's tolerance.
+    Raises UserError when the file or a part of it is damaged, the golden file is missing or another one, when
+    vectors differ by more than the file's tolerance, or it does not keep the contract that it says it keeps.
     """
     facts = describe(path)
     target = Path(path)
     golden = target.parent / facts["golden"]
     for name, digest in {golden.name: facts["golden_sha256"], **facts.get("parts", {})}.items():
         _check_part(target, target.parent / name, digest)
-    return compare(target, golden, Tolerance(**facts["tolerance"]), device=device)
+    verified = compare(target, golden, Tolerance(**facts["tolerance"]), device=device)
+    check_promise(target, facts, device)
+    return verified
 
 
 def compare(path: Path, golden: Path, tolerance: Tolerance, *, device: str = "cpu") -> Verified:
@@ -120,18 +123,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _run_fresh(path: Path, golden: Path, device: str) -> dict[str, Any]:
-    command = [sys.executable, "-I", "-S", str(FRESH), str(path.absolute()), str(golden.absolute()), device]
-    with tempfile.TemporaryDirectory() as elsewhere:
-        done = subprocess.run(
-            [*command, *package_folders()], cwd=elsewhere, capture_output=True, text=True, check=False
-        )
+    done = run_alone(FRESH, str(path.absolute()), str(golden.absolute()), device)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(f"pt: {path.name} does not run without the project: {last}")
+        raise UserError(f"pt: {path.name} does not run without the project: {last_words(done)}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def package_folders() -> list[str]:
-    """Return where installed packages live; a checkout of the project is not among them."""
-    folders = (Path(entry) for entry in sys.path if entry)
-    return [str(folder) for folder in folders if folder.name in ("site-packages", "dist-packages")]

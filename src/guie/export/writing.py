@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from guie.errors import UserError
+from guie.export.contract import check_promise, promised
 from guie.export.destination import check_destination, move_in_place, staging
 from guie.export.formats import check_formats, tolerance, writer
 from guie.export.golden import GOLDEN_BATCHES, GOLDEN_SIZES, Evaluate, Golden, make_golden
@@ -65,6 +66,7 @@ def written(
     `facts` are put into the file beside those of source and request.
     """
     allowed = tolerance(format, request.precision)
+    contract = promised(source.facts)
     width = int(np.load(golden)["vectors_0"].shape[1])
     told = {
         "format": format,
@@ -76,10 +78,14 @@ def written(
         **source.facts,
         **facts,
     }
+    if contract:
+        contract.check_width(width)
     log.info("writing %s as %s, %s", path.name, format, request.precision)
     files = writer(format).write(source, request, path, told)
     log.info("verifying it in a process of its own")
-    return compare(path, golden, allowed), files
+    verified = compare(path, golden, allowed)
+    check_promise(path, told)
+    return verified, files
 
 
 def check_request(source: Source, request: Request) -> None:
