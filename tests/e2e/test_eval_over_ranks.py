@@ -63,3 +63,18 @@ def test_two_processes_give_the_numbers_and_rankings_of_one(tiny_run, miniature,
     assert together.pop("search") == {**alone.pop("search"), "ranks": 2}
     assert together == alone
     assert same_rows.equals(rows)
+
+
+def test_two_processes_average_models_and_fit_steps_behind_them_as_one_does(tiny_run, miniature, tmp_path):
+    both = f"ckpt={{a:'{tiny_run.folder}',b:'{tiny_run.folder}'}}"
+    words = [both, "weights={a:2}", "combine=average", "dataset=sop", "dataset@bank=sop", "postprocess=[pca]"]
+    words += ["postprocess.pca.dim=4", f"data_root={miniature}", f"batch_size={BATCH}", "device=cpu"]
+    (alone, rows), (together, same_rows) = (evaluated(words, tmp_path / f"{n}", n) for n in (1, 2))
+    assert together.pop("search") == {**alone.pop("search"), "ranks": 2}
+    for step in [*alone["steps"], *together["steps"]]:
+        del step["seconds"]
+    assert together == alone and alone["combine"] == "average"
+    assert same_rows.equals(rows)
+    kept = [tmp_path / f"{n}" / "postprocess" / "postprocess.safetensors" for n in (1, 2)]
+    assert kept[0].read_bytes() == kept[1].read_bytes()
+    assert sorted(path.name for path in (tmp_path / "2").glob(".*")) == []
