@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from guie import assembly, checkpoint, embedding, embeddings, evaluating, exporting
+from guie import assembly, checkpoint, embedding, embeddings, evaluating, exporting, souping
 from guie.checkpoint import State
 from guie.config.compose import composed
 from guie.embed.pictures import vectors_of
@@ -95,6 +95,13 @@ def fitted(models, data, tmp_path_factory):
     return out
 
 
+def written(source, path, name="torchscript"):
+    """Return a file of a source, loaded; not verified here."""
+    facts = {"format": name, "precision": "fp32", **source.facts}
+    formats.writer(name).write(source, Request(), path, facts)
+    return runtime.load(path)
+
+
 def pictures_of(count=5):
     drawn = np.random.default_rng(9).integers(0, 256, (count, 3, 26, 37), dtype=np.uint8)
     return drawn // np.arange(1, count + 1, dtype=np.uint8)[:, None, None, None]
@@ -156,6 +163,31 @@ def test_embedding_first_and_evaluating_then_fits_the_same(models, data, fitted)
     assert kept[0].read_bytes() == kept[1].read_bytes()
 
 
+def test_of_each_model_the_first_numbers_are_kept_as_they_were_evaluated(models, tmp_path):
+    words = [both(models), "weights={y:0.5}", "keep=3"]
+    source, _ = exporting.chosen(composed("export", [*words, "pt=x.pt"]))
+    assert source.facts["space_id"] == evaluating.trained_models(composed("eval", words), World()).space_id()
+    parts = []
+    for name, weight in (("a", 1.0), ("b", 0.5)):
+        made = vectors_of(assembly.trained_embedder(models[name])[0], list(pictures_of()))[:, :3]
+        parts.append(weight * made / np.linalg.norm(made, axis=1, keepdims=True))
+    expected = np.concatenate(parts, axis=1) / np.sqrt(1.25)
+    np.testing.assert_allclose(written(source, tmp_path / "model.pt")(pictures_of()), expected, atol=2e-6)
+
+
+def test_a_soup_is_exported_as_any_checkpoint(models, data, tmp_path):
+    words = [f"ckpt=['{models['a']}','{models['near']}']", "method=uniform", "out=soup", "device=cpu"]
+    words += ["dataset=folder", f"dataset.folder.root={data}", "threads=1"]
+    souping.soup(composed("soup", words), lambda *_: None)
+    source, _ = exporting.chosen(composed("export", ["ckpt=soup", "pt=x.pt"]))
+    made, near = (assembly.trained_embedder(models[name])[0] for name in ("a", "near"))
+    with torch.no_grad():
+        for mine, other in zip(made.parameters(), near.parameters(), strict=True):
+            mine.copy_((mine.double() + other.double()) / 2)
+    found = written(source, tmp_path / "model.pt")(pictures_of())
+    np.testing.assert_allclose(found, vectors_of(made, list(pictures_of())), atol=2e-6)
+
+
 def test_an_average_is_evaluated_where_models_share_a_space_and_exported_as_it_was(models, data):
     near = (both(models, "a", "near"), "weights={x:2}", "combine=average")
     with pytest.raises(
@@ -200,9 +232,7 @@ def test_every_format_holds_two_models_and_what_was_fitted(name, models, fitted,
     words = [both(models), "weights={y:0.5}", f"fitted={fitted / 'postprocess'}", "pt=x"]
     source, steps = exporting.chosen(composed("export", words))
     path = tmp_path / f"model{formats.FORMATS[name].suffix}"
-    facts = {"format": name, "precision": "fp32", **source.facts}
-    formats.writer(name).write(source, Request(), path, facts)
-    found = runtime.load(path)(pictures_of())
+    found = written(source, path, name)(pictures_of())
     expected = exporting.evaluated(source, steps, list(pictures_of()))
     np.testing.assert_allclose(found, expected, atol=formats.tolerance(name, "fp32").largest)
     np.testing.assert_allclose(expected, by_hand(models, "ab", (1, 0.5), fitted), atol=2e-6)
