@@ -134,6 +134,14 @@ def test_every_look_is_taken_at_every_scale_and_mirrored_and_parts_lose_the_marg
     assert [v.preprocess.crop_fraction for v in views] == [0.9] * 4 + [1.0] * 4
 
 
+def test_a_stated_crop_brings_every_look_to_the_network():
+    spec = Preprocess(crop="center", crop_fraction=0.9)
+    looks = {"all": Whole(), "part": Cut()}
+    for crop in ("stretch", "pad"):
+        assert [view.preprocess.crop for view in Views(looks, crop=crop).of(spec)] == [crop, crop]
+    assert [view.preprocess.crop for view in Views(looks).of(spec)] == ["center", "center"]
+
+
 def test_the_sum_of_views_is_of_unit_length():
     parts = [torch.randn(5, 3) for _ in range(4)]
     by_hand = []
@@ -147,9 +155,16 @@ def test_the_key_changes_with_every_setting_and_not_with_names():
     keys = {
         Views({"one": look}, **rest).key
         for look in (Whole(), Cut(), Cut(0.8), Cut(square=True), Cut(place="top_left"), Padded(), Padded(0.9))
-        for rest in ({}, {"scales": (2.0,)}, {"flip": True}, {"summed": "raw"}, {"min_px": 9})
+        for rest in (
+            {},
+            {"scales": (2.0,)},
+            {"flip": True},
+            {"summed": "raw"},
+            {"min_px": 9},
+            {"crop": "pad"},
+        )
     }
-    assert len(keys) == 7 * 5
+    assert len(keys) == 7 * 6
     assert Views({"a": Cut()}).key == Views({"b": Cut(), "c": None}).key
     assert Views().key == Views({"a": Whole()}).key
 

@@ -256,12 +256,13 @@ class Views:
 
     `looks` by name, all of the picture where none is named; one that is null is left out. A part of a picture
     is seen without the margin that `crop_fraction` cuts. `scales` multiply the height and width of the
-    network's input, which come in multiples of `multiple_px` and are `min_px` at least. `summed`: the unit
-    vectors, or the raw ones of the neck; the sum is brought to unit length. With a `gate` each picture gets
-    some of the views, by what a classifier sees in it.
+    network's input, which come in multiples of `multiple_px` and are `min_px` at least. `crop` is how a look
+    is brought to that size, null as the network states. `summed`: the unit vectors, or the raw ones of the
+    neck; the sum is brought to unit length. With a `gate` each picture gets some of the views, by what a
+    classifier sees in it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (the keys of configs/views)
         self,
         looks: dict[str, Any] | None = None,
         scales: tuple[float, ...] = (1.0,),
@@ -270,6 +271,7 @@ class Views:
         multiple_px: int = 1,
         min_px: int = 1,
         gate: Any = None,
+        crop: Literal["stretch", "center", "pad"] | None = None,
     ) -> None:
         if summed not in ("unit", "raw"):
             raise UserError(f"views.summed: '{summed}'; accepted: unit, raw")
@@ -281,15 +283,16 @@ class Views:
         named = {name: look for name, look in (looks or {}).items() if look is not None}
         self.looks = named or {"whole": Whole()}
         self.scales, self.flip, self.summed = tuple(map(float, scales)), flip, summed
-        self.multiple_px, self.min_px = multiple_px, min_px
+        self.multiple_px, self.min_px, self.crop = multiple_px, min_px, crop
         self.gating: Gating | None = gate.over(self._look_of_each()) if gate else None
 
     @property
     def key(self) -> str:
         """Return what tells these views from others: vectors under another key live in another space."""
         looks = [repr(look) for look in self.looks.values()]
-        gate = f" {self.gating.key}" if self.gating else ""
-        return f"{looks} {self.scales} {self.flip} {self.summed} {self.multiple_px} {self.min_px}{gate}"
+        told = f"{looks} {self.scales} {self.flip} {self.summed} {self.multiple_px} {self.min_px}"
+        further = (self.crop, self.gating.key if self.gating else None)
+        return " ".join([told, *(setting for setting in further if setting)])
 
     def of(self, preprocess: Preprocess) -> list[View]:
         """Return the views of a network that states `preprocess`; a mirrored one follows its plain one."""
@@ -307,7 +310,8 @@ class Views:
     def _scaled(self, look: nn.Module, preprocess: Preprocess, scale: float) -> Preprocess:
         height, width = (self._side(side * scale) for side in preprocess.size_px)
         fraction = preprocess.crop_fraction if isinstance(look, Whole) else 1.0
-        return replace(preprocess, size_px=(height, width), crop_fraction=fraction)
+        crop = self.crop or preprocess.crop
+        return replace(preprocess, size_px=(height, width), crop=crop, crop_fraction=fraction)
 
     def _side(self, side: float) -> int:
         return max(self.min_px, self.multiple_px, round(side / self.multiple_px) * self.multiple_px)

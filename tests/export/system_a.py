@@ -22,13 +22,13 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 class Tower(nn.Module):
-    """Pictures of 16 x 16 px to a vector of 12 numbers."""
+    """Pictures of 16 x 16 px to a vector of 12 numbers; the rule that it states is not the page's."""
 
     kind, out_dim, prefix_tokens = "vector", 12, 0
 
     def __init__(self):
         super().__init__()
-        self.preprocess = Preprocess(size_px=(PX, PX), mean=MEAN, std=STD)
+        self.preprocess = Preprocess(size_px=(PX, PX), mean=MEAN, std=STD, crop="center", crop_fraction=0.9)
         self.layers = nn.Sequential(nn.Conv2d(3, 8, 5, stride=3), nn.Tanh(), nn.Flatten(), nn.Linear(128, 12))
 
     def forward(self, x):
