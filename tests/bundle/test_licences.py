@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small import TIMM, run_folder
 
 from guie.bundle import licences, lineage
 from guie.bundle.licences import of_data, of_software, of_weights, stated, table
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "dataset"
 CLIP = "guie.models.backbones.OpenClip"
-TIMM = "guie.models.backbones.Timm"
 
 
 def weights(target, name, pretrained):
@@ -130,16 +130,6 @@ def test_the_table_goes_from_weights_to_software_and_repeats_nothing():
     assert [row["of"] for row in table(rows)] == ["weights", "runs it"]
 
 
-def run_folder(path, data, **meta):
-    """Write the least that is a checkpoint of a run."""
-    from guie.checkpoint import State, Store
-
-    cfg = {"dataset": data, "backbone": {"_target_": TIMM, "name": "resnet50", "pretrained": True}, **meta}
-    counts = {name: {"images": 5, "classes": 2} for name in data}
-    Store(path / "checkpoints").save(State(1, {}, {}, {"config": cfg, "data": counts, "space_id": path.name}))
-    return path
-
-
 def toy(name="toy"):
     return {name: {"_target_": "guie.datasets.toy.toy"}}
 
@@ -147,9 +137,9 @@ def toy(name="toy"):
 def test_a_run_lists_its_data_with_counts_and_the_weights_it_began_with(tmp_path):
     found = lineage.lineage([run_folder(tmp_path / "a", toy())])
     assert [(line.run, line.dataset, line.images, line.classes) for line in found.data] == [
-        ("a", "toy", 5, 2)
+        ("a", "toy", 1234, 2)
     ]
-    assert [row.name for row in found.weights] == ["resnet50.a1_in1k"]
+    assert [row.name for row in found.weights] == ["resnet50 from resnet50.safetensors"]
 
 
 def test_earlier_runs_and_teachers_are_followed_and_those_that_are_gone_are_named(tmp_path):

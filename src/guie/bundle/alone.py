@@ -10,25 +10,14 @@ import runpy
 import sys
 
 
-class Absent:
-    """A finder that hides packages."""
-
-    def __init__(self, hidden):
-        self.hidden = hidden
-
-    def find_spec(self, name, path=None, target=None):
-        """Refuse a hidden name, leave every other to the finders behind."""
-        if name.partition(".")[0] in self.hidden:
-            raise ModuleNotFoundError(f"{name} is kept out", name=name)
-
-
 def main():
     """Run, then look whether something hidden came in."""
     embed, hidden, folders, *arguments = sys.argv[1:]
     sys.path += folders.split(os.pathsep)
-    sys.meta_path.insert(0, Absent(hidden.split(",")))
+    names = hidden.split(",")
+    sys.modules.update(dict.fromkeys(names))  # None: neither found nor imported
     code = runpy.run_path(embed)["main"](arguments)
-    smuggled = [one for one in hidden.split(",") if one in sys.modules]
+    smuggled = [name for name in names if sys.modules.get(name) is not None]
     if smuggled:
         print(f"it imported {', '.join(smuggled)}, and must do without", file=sys.stderr)
         return 1

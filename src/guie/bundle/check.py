@@ -14,9 +14,16 @@ FORMAT = 1
 PIXEL_LEVELS = 2
 
 
-def canonical(manifest):
-    """Return the one form in which a manifest is written, so that every changed byte of it shows."""
-    return (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()
+def sealed(manifest):
+    """Return a manifest as it is written: in one form, with its own sha256; every changed byte shows."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    whole = {**rest, "sha256": hashlib.sha256(canonical(rest)).hexdigest()}
+    return canonical(whole)
+
+
+def canonical(value):
+    """Return JSON in its one form."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_manifest(folder):
@@ -25,14 +32,15 @@ def read_manifest(folder):
         with open(os.path.join(folder, MANIFEST), "rb") as file:
             data = file.read()
         manifest = json.loads(data)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{MANIFEST}: cannot be read ({error}); accepted: a bundle of guie-export"
-        ) from error
-    if data != canonical(manifest) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{MANIFEST}: changed, or of another version; accepted: as guie-export wrote it")
+        same = data == sealed(manifest) and manifest["format"] == FORMAT
+    except OSError as error:
+        raise ValueError(f"{MANIFEST}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{MANIFEST}: changed, no bundle's") from error
+    if not same:
+        raise ValueError(f"{MANIFEST}: changed, or of another version")
     if strange := [name for name in manifest["files"] if os.path.basename(name) != name]:
-        raise ValueError(f"{MANIFEST}: names {strange[0]}, outside of the bundle; accepted: its own files")
+        raise ValueError(f"{MANIFEST}: names {strange[0]}, which is outside of the bundle")
     return manifest
 
 
@@ -50,7 +58,7 @@ def changed(folder, files):
     present = set(os.listdir(folder)) - {MANIFEST}
     problems = [f"{name}: missing" for name in sorted(set(files) - present)]
     for name in sorted(present - set(files)):
-        problems.append(f"{name}: not in {MANIFEST}; accepted: the bundle's own files, nothing beside them")
+        problems.append(f"{name}: not in {MANIFEST}")
     for name in sorted(present & set(files)):
         path, stated = os.path.join(folder, name), files[name]
         if os.path.isdir(path) or os.path.getsize(path) != stated["bytes"]:

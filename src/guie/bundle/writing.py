@@ -221,7 +221,7 @@ def write_manifest(folder: Path, models: Sequence[Mapping[str, Any]]) -> str:
         for path in sorted(folder.iterdir())
         if path.name != check.MANIFEST
     }
-    data = check.canonical({"format": check.FORMAT, "files": files, "models": list(models)})
+    data = check.sealed({"format": check.FORMAT, "files": files, "models": list(models)})
     (folder / check.MANIFEST).write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
