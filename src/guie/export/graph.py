@@ -59,6 +59,18 @@ def prepared(view: View) -> nn.Module:
     return GraphPrepare(view.preprocess, view.look)
 
 
+class Filter(NamedTuple):
+    """How `seen` outputs come of an axis: whole weights in 1 / `unit` (), high parts, then low ones.
+
+    N blocks of `pixels` (N,taps) of a line are read; `parts` (N,2K,taps) are the weights of K outputs each.
+    """
+
+    pixels: Tensor
+    parts: Tensor
+    unit: Tensor
+    seen: int
+
+
 class GraphPrepare(nn.Module):
     """(B,3,H,W) uint8 of any H and W to what the network sees of `look`: (B,3,h,w) uint8.
 
@@ -87,8 +99,10 @@ class GraphPrepare(nn.Module):
             return self.center(levels, *lines)
         if self.crop == "pad":
             return self.pad(levels, *lines)
-        rows, columns = (stretched(*pair) for pair in zip(lines, (self.height, self.width), strict=True))
-        return self.resized(levels, rows, columns).to(torch.uint8)
+        down, across = lines
+        rows = self.filter(stretched(down, self.height))
+        columns = self.filter(stretched(across, self.width))
+        return self.resized(levels, (down, rows), (across, columns)).to(torch.uint8)
 
     def center(self, levels: Tensor, down: Line, across: Line) -> Tensor:
         """Bring the side that binds to `target`, see the middle.
@@ -96,14 +110,14 @@ class GraphPrepare(nn.Module):
         A tall strip is filtered in the other order, and it is narrow: that order is computed of as many
         columns of any picture as a strip may have, and taken where the picture is one.
         """
-        rows, columns = self.centered(down, across)
-        usual = self.resized(levels, rows, columns)
+        axis, other = self.centered(down, across)
+        rows, columns = self.filter(axis), self.filter(other)
+        usual = self.resized(levels, (down, rows), (across, columns))
         narrow = down.most * self.target[1] // (EXTREME * self.height) + 2
         read = across.first + torch.arange(narrow, device=levels.device)
-        strip = self.filtered(levels.index_select(3, bounded(read, levels.size(3))), rows)
-        columns = columns._replace(line=across._replace(first=across.first * 0))
-        strip = self.filtered(strip.transpose(2, 3), columns).transpose(2, 3)
-        return torch.where(rows.strip & (down.length > across.length), strip, usual).to(torch.uint8)
+        strip = self.filtered(levels.index_select(3, bounded(read, levels.size(3))), rows, down.first)
+        strip = self.filtered(strip.transpose(2, 3), columns, across.first * 0).transpose(2, 3)
+        return torch.where(axis.strip & (down.length > across.length), strip, usual).to(torch.uint8)
 
     def centered(self, down: Line, across: Line) -> tuple[Axis, Axis]:
         """Return the axes (rows, columns) of `center`; the side that follows is rounded down."""
@@ -124,7 +138,8 @@ class GraphPrepare(nn.Module):
         """Fit the long side, put the picture in the middle of the background."""
         rows, columns = self.padded(down, across)
         picture = inside(rows).view(-1, 1) & inside(columns)
-        return torch.where(picture, self.resized(levels, rows, columns).to(torch.uint8), self.background)
+        fitted = self.resized(levels, (down, self.filter(rows)), (across, self.filter(columns)))
+        return torch.where(picture, fitted.to(torch.uint8), self.background)
 
     def padded(self, down: Line, across: Line) -> tuple[Axis, Axis]:
         """Return the axes (rows, columns) of `pad`: outputs before and behind the picture count as well."""
@@ -139,39 +154,51 @@ class GraphPrepare(nn.Module):
 
         return axis(down, self.height), axis(across, self.width)
 
-    def resized(self, levels: Tensor, rows: Axis, columns: Axis) -> Tensor:
+    def resized(self, levels: Tensor, rows: tuple[Line, Filter], columns: tuple[Line, Filter]) -> Tensor:
         """Return (B,3,h,w) whole levels in float32: each row is filtered, then each column, as torch does."""
-        return self.filtered(self.filtered(levels.transpose(2, 3), columns).transpose(2, 3), rows)
+        (down, vertical), (across, horizontal) = rows, columns
+        levels = self.filtered(levels.transpose(2, 3), horizontal, across.first)
+        return self.filtered(levels.transpose(2, 3), vertical, down.first)
 
-    def filtered(self, levels: Tensor, axis: Axis) -> Tensor:
-        """Return (B,3,L,R) with the side L resized: (B,3,seen,R) whole levels in float32."""
-        blocks = -(-axis.seen // BLOCK)
-        first = torch.arange(blocks, device=levels.device).view(-1, 1) * BLOCK + axis.corner
-        outputs = first + torch.arange(BLOCK, device=levels.device)
-        pixels, weights = self.weights(axis, outputs, axis.taps)
-        unit = self.unit(axis, levels.device)
-        parts = split(torch.sign(weights) * torch.floor(weights.abs() * unit + 0.5))
-        pixels = pixels + axis.line.first
+    def filtered(self, levels: Tensor, by: Filter, first: Tensor) -> Tensor:
+        """Return (B,3,L,R), whose line begins at `first` (), with L filtered: (B,3,seen,R) in float32."""
+        pixels = by.pixels + first
         read = bounded(pixels, levels.size(2)).flatten()
-        runs = levels.contiguous().index_select(2, read).float().unflatten(2, (blocks, -1))
-        sums = self.summed(parts, runs, (pixels >= 0) & (pixels < scalar(pixels, levels.size(2))))
-        found = rounded(sums[:, :, :, :BLOCK], sums[:, :, :, BLOCK:], unit.float())
-        return found.flatten(2, 3)[:, :, : axis.seen]
+        runs = levels.contiguous().index_select(2, read).float().unflatten(2, (by.pixels.size(0), -1))
+        sums = self.summed(by.parts, runs, (pixels >= 0) & (pixels < scalar(pixels, levels.size(2))))
+        found = rounded(sums[:, :, :, :BLOCK], sums[:, :, :, BLOCK:], by.unit)
+        return found.flatten(2, 3)[:, :, : by.seen]
 
     def summed(self, parts: Tensor, runs: Tensor, picture: Tensor) -> Tensor:
-        """Return `parts` (N,K,taps) times `runs` (B,3,N,taps,R); what is not of the `picture` has `level`."""
+        """Return `parts` (N,2K,taps) times `runs` (B,3,N,taps,R); what is no `picture` has `level`."""
         if self.level is None:
             return parts @ runs
         within = parts * picture.unsqueeze(1)
         return within @ runs + self.level * (parts - within).sum(2, keepdim=True)
 
-    def weights(self, axis: Axis, outputs: Tensor, taps: int) -> tuple[Tensor, Tensor]:
+    def filter(self, axis: Axis) -> Filter:
+        """Return the filter of an axis.
+
+        torch lets the largest weight of all outputs take WEIGHT_BITS. It is that of the first output, at the
+        border, or that of the output nearest to a pixel's centre: two blocks more begin with these.
+        """
+        blocks = torch.arange(-(-axis.seen // BLOCK), device=axis.corner.device) * BLOCK + axis.corner
+        starts = torch.cat([blocks, (axis.corner * 0).view(1), nearest(axis).view(1)])
+        outputs = starts.view(-1, 1) + torch.arange(BLOCK, device=starts.device)
+        pixels, weights = self.weights(axis, outputs)
+        fits = weights[-2:, 0].max() * 2.0 * self.units[:-1] < 2**WEIGHT_BITS - 0.5
+        place = torch.where(axis.strip, POINT_BITS, fits.sum())
+        unit = self.units.index_select(0, place.view(1))[0]
+        parts = split(torch.sign(weights[:-2]) * torch.floor(weights[:-2].abs() * unit + 0.5))
+        return Filter(pixels[:-2], parts, unit.float(), axis.seen)
+
+    def weights(self, axis: Axis, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the pixels (N,taps) of a line that rows of `outputs` (N,K) read, and weights (N,K,taps)."""
         length, scaled = axis.line.length, axis.scaled
         reach = 2 * torch.maximum(length, scaled)
         centre = (2 * outputs + 1) * length  # in 1 / (2 scaled) pixels; that of pixel j is (2j + 1) scaled
         first = (centre[:, :1] - 2 * reach - scaled).clamp(min=0) // (2 * scaled)
-        pixels = first + torch.arange(taps, device=outputs.device)
+        pixels = first + torch.arange(axis.taps, device=outputs.device)
         away = (2 * pixels.unsqueeze(1) + 1) * scaled - centre.unsqueeze(2)
         kernel = self.kernel(away.abs().double() / reach) * (pixels < length).unsqueeze(1)
         total = kernel.sum(2, keepdim=True)
@@ -184,21 +211,6 @@ class GraphPrepare(nn.Module):
         near = (1.5 * x - 2.5) * x * x + 1.0
         far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
         return torch.where(x < 1.0, near, torch.where(x < 2.0, far, 0.0))
-
-    def unit(self, axis: Axis, device: torch.device) -> Tensor:
-        """Return what weight 1 is in whole numbers (): torch lets the largest weight take WEIGHT_BITS.
-
-        The largest is the first output's, at the border, or that of the output nearest to a pixel's centre.
-        """
-        outputs = torch.arange(axis.most, device=device)
-        turn = 2 * axis.scaled
-        off = ((2 * outputs + 1) * axis.line.length % turn - axis.scaled).abs()
-        nearest = torch.where(outputs < axis.scaled, off, turn).argmin()
-        pair = torch.stack([torch.zeros_like(nearest), nearest]).view(2, 1)
-        largest = self.weights(axis, pair, axis.taps)[1].max()
-        fits = largest * 2.0 * self.units[:-1] < 2**WEIGHT_BITS - 0.5
-        place = torch.where(axis.strip, POINT_BITS, fits.sum())
-        return self.units.index_select(0, place.view(1))[0]
 
     def _fits(self, levels: Tensor) -> bool:
         """Return whether pictures of one known size are the network's input already."""
@@ -260,7 +272,15 @@ def longer(one: int, other: int) -> int:
 
 def most_taps(length: int, scaled: int, outputs: int = BLOCK) -> int:
     """Return how many pixels `outputs` neighbours read at most where `length` become `scaled` or more."""
-    return outputs * length // scaled + 4 * (length // scaled) + 8
+    return (outputs + 4) * length // scaled + 8
+
+
+def nearest(axis: Axis) -> Tensor:
+    """Return the output () of all that are `scaled` whose centre is nearest to that of a pixel."""
+    outputs = torch.arange(axis.most, device=axis.corner.device)
+    turn = 2 * axis.scaled
+    off = ((2 * outputs + 1) * axis.line.length % turn - axis.scaled).abs()
+    return torch.where(outputs < axis.scaled, off, turn).argmin()
 
 
 def half_even(number: Tensor) -> Tensor:
