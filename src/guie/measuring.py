@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,16 +69,25 @@ class Measured:
             facts |= {"vectors_space_id": space, "postprocess": list(pipeline.steps), "steps": told}
         described: dict[str, Any] = getattr(self.search, "facts", dict)()
         facts |= {"search": described} if described else {}
-        return evaluation, facts | self._sheets(found, bank)
+        return evaluation, facts | self._calibrated(found, pipeline) | self._sheet(found, bank)
 
-    def _sheets(self, found: Mapping[str, Embeddings], bank: Mapping[str, Embeddings]) -> dict[str, Any]:
-        """Return what is asked for of vectors as embedded; thresholds and open set from one process."""
+    def _calibrated(self, found: Mapping[str, Embeddings], pipeline: Pipeline | None) -> dict[str, Any]:
+        """Return thresholds and open set where they are asked for, from one process, and their space.
+
+        They are of the vectors that a file with the steps gives; as embedded, where none can hold them.
+        """
+        if not (self.cfg["thresholds"] and self.writes):
+            return {}
+        from guie.calibrate.thresholds import calibrate
+
+        given = _behind(found, pipeline) if pipeline else found
+        rows, reports = calibrate(given, self.protocols, seed=self.cfg["seed"])
+        space = next(iter(given.values())).space_id
+        return {"thresholds": rows, "open_set": reports, "thresholds_space_id": space}
+
+    def _sheet(self, found: Mapping[str, Embeddings], bank: Mapping[str, Embeddings]) -> dict[str, Any]:
+        """Return what is asked for of how small vectors may be."""
         facts: dict[str, Any] = {}
-        if self.cfg["thresholds"] and self.writes:
-            from guie.calibrate.thresholds import calibrate
-
-            rows, reports = calibrate(found, self.protocols, seed=self.cfg["seed"])
-            facts |= {"thresholds": rows, "open_set": reports}
         if self.cfg["compression"]:
             from guie.compression import sheet
 
@@ -136,6 +145,17 @@ class Measured:
         return pipeline
 
 
+def _behind(found: Mapping[str, Embeddings], pipeline: Pipeline) -> Mapping[str, Embeddings]:
+    """Return the embeddings behind steps that act on one vector by itself, else as they are."""
+    made = {}
+    for name, part in found.items():
+        vectors = pipeline.mapped(part.vectors)
+        if vectors is None:
+            return found
+        made[name] = replace(part, vectors=vectors, space_id=pipeline.space_id(part.space_id))
+    return made
+
+
 def _needing(pipeline: Pipeline) -> list[str]:
     """Return the steps that want to be fitted."""
     return [name for name, step in pipeline.steps.items() if step.unfitted]
@@ -146,6 +166,6 @@ def keep_thresholds(facts: Mapping[str, Any], *folders: Path) -> None:
     if facts.get("thresholds"):
         from guie.calibrate.thresholds import Thresholds
 
-        space = facts.get("vectors_space_id", facts["space_id"])
+        space = facts["thresholds_space_id"]
         for folder in folders:
             print(f"thresholds  {Thresholds(space, facts['thresholds']).save(folder)}")

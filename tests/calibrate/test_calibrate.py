@@ -1,6 +1,7 @@
 """Thresholds at a false-match rate, and the open set, against loops over all pairs."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -269,3 +270,20 @@ def test_guie_eval_tells_both_where_it_is_asked_and_keeps_the_thresholds(tmp_pat
     assert facts["thresholds"] == found and facts["open_set"] == reports and "compression" not in facts
     measuring.keep_thresholds(facts, tmp_path)
     assert thresholds.load(tmp_path) == Thresholds("space", found)
+
+
+def test_thresholds_are_of_the_vectors_that_a_file_with_the_steps_gives(tmp_path):
+    maps = {"prefix": {"_target_": "guie.postprocess.maps.Prefix", "dim": 3}}
+    cfg = {"thresholds": True, "compression": False, "postprocess": maps, "fitted": None, "seed": 0}
+    part = embeddings()
+    cut = part.vectors[:, :3] / np.linalg.norm(part.vectors[:, :3], axis=1, keepdims=True)
+    protocols = {"set": Retrieval()}
+    _, facts = measuring.Measured(cfg, protocols, Exact(), tmp_path).on({"set": part}, {})
+    assert facts["thresholds"] == calibrate({"set": replace(part, vectors=cut)}, protocols)[0]
+    assert facts["thresholds_space_id"] == facts["space_id"] != facts["vectors_space_id"]
+    measuring.keep_thresholds(facts, tmp_path)
+    assert thresholds.load(tmp_path).space_id == facts["space_id"]
+    cfg["postprocess"] = {"dba": {"_target_": "guie.postprocess.expansion.DBA"}}
+    _, facts = measuring.Measured(cfg, protocols, Exact(), tmp_path).on({"set": part}, {})
+    assert facts["thresholds"] == calibrate({"set": part}, protocols)[0]
+    assert facts["thresholds_space_id"] == facts["vectors_space_id"] != facts["space_id"]

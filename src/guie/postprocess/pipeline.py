@@ -70,6 +70,15 @@ class Pipeline:
         """Return the steps that act on vectors: all but the re-rankings."""
         return {name: step for name, step in self.steps.items() if step.kind != "rerank"}
 
+    def mapped(self, vectors: np.ndarray) -> np.ndarray | None:
+        """Return (N,D) behind the steps over vectors, as a file gives them; None where none can hold them."""
+        steps = self.over_vectors().values()
+        if any(type(step).layer is Step.layer for step in steps):
+            return None
+        for step in steps:
+            vectors = step.apply(vectors, "gallery")
+        return vectors
+
     def upto(self) -> Iterator[tuple[str, Pipeline]]:
         """Yield ("", the search alone), then each step's name with the pipeline that ends there."""
         names = list(self.steps)
