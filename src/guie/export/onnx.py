@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,10 +63,10 @@ def check(source: Source, request: Request) -> None:
 
 def program_file(source: Source, request: Request, path: Path) -> list[Path]:
     """Write the program of a source without facts; return what was written."""
-    return save(translated(exported(source, request)), path)
+    return save(translated(exported(source, request)), path, inline_bytes=INLINE_BYTES)
 
 
-def save(program: ONNXProgram, path: Path, *, inline_bytes: int = INLINE_BYTES) -> list[Path]:
+def save(program: ONNXProgram, path: Path, *, inline_bytes: int) -> list[Path]:
     """Write the program and, where its weights take more than `inline_bytes`, these beside it."""
     tensors = [value.const_value for value in program.model.graph.initializers.values()]
     beside = sum(tensor.nbytes for tensor in tensors if tensor is not None) > inline_bytes
@@ -135,6 +137,8 @@ def translated(exported: ExportedProgram) -> ONNXProgram:
     """Return the program in ONNX's operators, without the paths of this machine that torch notes in it."""
     import torch
 
+    from guie.export.operators import own
+
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -144,6 +148,7 @@ def translated(exported: ExportedProgram) -> ONNXProgram:
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
+                custom_translation_table=own(),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -156,11 +161,16 @@ def translated(exported: ExportedProgram) -> ONNXProgram:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep to errors what the translator has to say."""
+    log = logging.getLogger("onnxscript")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _without_notes(program: ONNXProgram) -> None:
