@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from guie.errors import UserError
 from guie.export.alone import last_words, run_alone
+from guie.export.opset import newer
 
 log = logging.getLogger("guie")
 
@@ -25,9 +26,10 @@ NEAR = 1e-3
 class Contract:
     """The interface of a file, by the name of who takes it. Config group `contract`.
 
-    The file is of a format of `formats` and takes `pixels` (see `source.Request`) of each of `dtypes`: it takes
-    (B,3,H,W) for each B of `batches` and (H,W) of `sizes`, None: the network's. It gives (B,D) float32 of unit
-    length, the same when asked again, and needs no connection; D is `dim`, or at most `most_dim`.
+    The file is of a format of `formats` and takes `pixels` (see `source.Request`) of each of `dtypes`, shaped
+    (B,3,H,W): B of `batches`, (H,W) of `sizes` (None: the network's). It gives (B,D) float32 of unit length,
+    the same when asked again, and needs no connection; D is `dim`, or at most `most_dim`. `torch` is the
+    version that runs it there: what is known to be newer in TorchScript is told, and no more than that.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Contract:
     sizes: Sequence[Sequence[int]] | None = ((224, 224), (480, 640), (33, 20))
     dim: int | None = None
     most_dim: int | None = None
+    torch: str | None = None
 
     def check_order(self, formats: Sequence[str], pixels: str, batch: int | None, size: Any) -> None:
         """Raise UserError where the file that is ordered cannot keep the contract."""
@@ -134,3 +137,12 @@ def check_promise(path: Path, facts: Mapping[str, Any], device: str = "cpu") -> 
     if contract := promised(facts):
         log.info("asking it as contract %s does", contract.name)
         check_file(path, contract, facts["preprocess"]["size_px"], device)
+        if contract.torch and facts["format"] == "torchscript":
+            _tell_newer(path, contract.name, contract.torch)
+
+
+def _tell_newer(path: Path, name: str, torch: str) -> None:
+    if found := newer(path, torch):
+        log.warning(
+            "contract %s: torch %s does not run %s, which %s uses", name, torch, ", ".join(found), path.name
+        )

@@ -7,7 +7,6 @@ with `guie.resize` to the last bit, and every export compares its vectors with t
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from guie.types import Preprocess
@@ -64,9 +63,15 @@ class Prepare(nn.Module):
     def resize(self, levels: Tensor, height: int, width: int) -> Tensor:
         """Return (B,3,height,width) uint8, antialiased."""
         if levels.device.type == "cpu":
-            return F.interpolate(levels, [height, width], mode=self.mode, antialias=True)
-        smooth = F.interpolate(levels.float(), [height, width], mode=self.mode, antialias=True)
+            return self.antialiased(levels, [height, width])
+        smooth = self.antialiased(levels.float(), [height, width])
         return smooth.clamp(0.0, 255.0).round().to(torch.uint8)
+
+    def antialiased(self, images: Tensor, size: list[int]) -> Tensor:
+        """Return what `F.interpolate` gives, which names kernels of all modes: an older torch lacks some."""
+        if self.mode == "bilinear":
+            return torch.ops.aten._upsample_bilinear2d_aa(images, size, False)
+        return torch.ops.aten._upsample_bicubic2d_aa(images, size, False)
 
     def center(self, levels: Tensor) -> Tensor:
         """Bring the side that binds to size / crop_fraction, cut the middle."""
