@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from guie.export.gated import Chosen, Gated
+from guie.export.precision import cast
 from guie.export.prepare import Levels
 from guie.export.source import Request, Source
 from guie.postprocess.layers import Layer, Mapped, Subtracted
@@ -192,7 +193,7 @@ class Lowering:
 
 def composed(source: Source, request: Request, lowering: Lowering) -> Composed:
     """Return the module of a source whose embedders are on the CPU in eval mode."""
-    bare = request.pixels == "normalised"
+    source, bare = cast(source, request.precision), request.pixels == "normalised"
     members = [_member(one, source.views, lowering, bare) for one in source.embedders.values()]
     # An embedder alone is not scaled: a product with 1 is nothing, one with another weight is undone by L2.
     weights = [source.weight(name) if len(members) > 1 else 1.0 for name in source.embedders]
