@@ -14,6 +14,7 @@ import numpy as np
 from guie.errors import UserError
 from guie.export.contract import check_promise, promised
 from guie.export.destination import check_destination, move_in_place, staging
+from guie.export.drawn import drawing
 from guie.export.formats import check_formats, tolerance, writer
 from guie.export.golden import GOLDEN_BATCHES, GOLDEN_SIZES, Evaluate, Golden, make_golden
 from guie.export.source import Request, Source, evaluating
@@ -110,9 +111,8 @@ def golden_of(source: Source, request: Request, evaluate: Evaluate) -> Golden:
     if request.pixels == "normalised":
         sizes, inputs = [source.preprocess.size_px], _normalised(source)
         return make_golden(evaluate, sizes=sizes, batches=batches, inputs=inputs)
-    return make_golden(
-        evaluate, sizes=[request.size_px] if request.size_px else GOLDEN_SIZES, batches=batches
-    )
+    sizes = [request.size_px] if request.size_px else GOLDEN_SIZES
+    return make_golden(evaluate, sizes=sizes, batches=batches, drawing=drawing(source))
 
 
 def _normalised(source: Source) -> Callable[[np.ndarray], np.ndarray]:
