@@ -27,6 +27,7 @@ from guie.durable import sync
 from guie.embed import ensemble, formats
 from guie.embed.ensemble import Ensemble
 from guie.embed.reading import Job, Reader, looks
+from guie.embed.several import check_shared
 from guie.embed.space import space_id
 from guie.embed.vectors import vectors_file
 from guie.errors import UserError
@@ -200,7 +201,14 @@ def compute(
     notice: Any,
     joined: Ensemble,
 ) -> None:
-    """Embed every data set by every model, one model in memory at a time; the tasks get files and spaces."""
+    """Embed every data set by every model, one model in memory at a time; the tasks get files and spaces.
+
+    Raises UserError where models are averaged that share no space.
+    """
+    if joined.averages:
+        rows = {name: task.rows for name, task in tasks.items()}
+        made = ((model, loaded(cfg, path).to(here.device)) for model, path in models.items())
+        here.on_main(lambda: check_shared(joined, made, rows, reader))
     widths: dict[str, int] = {}
     for model, path in models.items():
         embedder = None  # one leaves before the next one comes
@@ -239,9 +247,7 @@ def embedded(
 
 
 def write_all(cfg: Mapping[str, Any], tasks: Mapping[str, Task], joined: Ensemble) -> None:
-    """Write the folder of each data set; UserError where models are averaged that share no space."""
-    if tasks:
-        joined.check_shared([task.parts() for task in tasks.values()])
+    """Write the folder of each data set."""
     for task in tasks.values():
         write(task, formats.check_names(cfg["formats"], cfg["ids"]), joined)
         log.info("%s", described(task))

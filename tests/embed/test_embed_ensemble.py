@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from guie.embed import ensemble
+from guie.embed import ensemble, several
 from guie.embed.ensemble import Ensemble, agreement
 from guie.errors import UserError
 
@@ -61,36 +61,38 @@ def test_models_are_averaged_where_every_two_agree_and_the_pair_that_does_not_is
     shared = {"a": one, "b": near(one, 0.3, 1), "c": near(one, 0.3, 2)}
     average = Ensemble(dict.fromkeys(shared, 1.0), "average")
     pairs = itertools.combinations(shared.values(), 2)
-    assert average.check_shared([shared]) == pytest.approx(min(agreement(*pair) for pair in pairs))
+    assert average.check_shared(shared) == pytest.approx(min(agreement(*pair) for pair in pairs))
     apart = shared | {"b": unit(300, 16, seed=9)}
     said = (
         r"^combine: average of [ab] and [bc], whose .* agree by -?0\.0\d; accepted: 0\.5 or more \(runs that"
     )
     with pytest.raises(UserError, match=said):
-        average.check_shared([apart])
-    assert Ensemble(average.weights).check_shared([apart]) is None
-    assert Ensemble({"a": 1.0}, "average").check_shared([{"a": one}]) is None
+        average.check_shared(apart)
+    assert average.averages and not Ensemble(average.weights).averages
+    assert not Ensemble({"a": 1.0}, "average").averages
 
 
 def test_a_model_that_gives_all_pictures_one_vector_agrees_with_none():
+    found = {"a": unit(40, 4), "b": np.ones((40, 4))}
     with pytest.raises(UserError, match=r"agree by -?0\.00; accepted: 0\.5 or more"):
-        Ensemble({"a": 1.0, "b": 1.0}, "average").check_shared([{"a": unit(40, 4), "b": np.ones((40, 4))}])
+        Ensemble({"a": 1.0, "b": 1.0}, "average").check_shared(found)
 
 
-def test_what_models_agree_on_is_seen_on_pictures_of_every_set_but_bad_ones():
-    one = unit(5000, 8)
-    parts = {"a": one.copy(), "b": near(one, 0.2)}
-    parts["a"][0] = np.nan
-    other_set = {"a": unit(40, 8, seed=3), "b": unit(40, 8, seed=3)}
-    average = Ensemble({"a": 1.0, "b": 1.0}, "average")
-    probes = ensemble._probes([parts, other_set])
-    assert len(probes["a"]) == len(probes["b"]) <= ensemble.MOST_ROWS and np.isfinite(probes["a"]).all()
-    assert any((probes["a"] == row).all(axis=1).any() for row in other_set["a"])
-    assert average.check_shared([parts, other_set]) > 0.9
+def test_a_few_pictures_do_not_tell_whether_models_share_a_space():
+    found = dict.fromkeys("ab", unit(29, 4))
     with pytest.raises(
         UserError, match=r"^combine: average judged by 29 pictures; accepted: 30 or more, or con"
     ):
-        average.check_shared([{name: part[:30] for name, part in parts.items()}])
+        Ensemble({"a": 1.0, "b": 1.0}, "average").check_shared(found)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 499, 501, 100_000])
+def test_pictures_to_judge_by_are_drawn_evenly_from_each_set(count):
+    rows = several._drawn(count, 3)
+    assert len(rows) == min(count, 166) and len({*rows.tolist()}) == len(rows)
+    assert all(rows[1:] > rows[:-1]) and all(rows < count)
+    if count > 1:
+        assert rows[0] == 0 and rows[-1] >= count - count / len(rows) - 1
 
 
 def test_models_of_two_widths_stand_side_by_side_but_are_not_averaged():

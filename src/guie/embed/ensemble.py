@@ -3,8 +3,8 @@
 Systems C and E0 of the reference systems put their networks side by side.
 
 Two models share a space where they agree on where a picture lies, number by number. How they were trained
-does not tell, so it is measured, on the pictures that are embedded (`agreement`). An average of models that
-do not agree is refused; side by side any models may stand.
+does not tell, so it is measured (`agreement`), on pictures of those that are to be embedded. An average of
+models that do not agree is refused; side by side any models may stand.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger("guie")
 _BLOCK_ROWS = 8192
 # Least agreement of models whose vectors may be averaged, and on how many pictures it is measured.
 SHARED = 0.5
-LEAST_ROWS, MOST_ROWS = 30, 2000
+LEAST_ROWS, MOST_ROWS = 30, 500
 
 Combine = Literal["concat", "average"]
 
@@ -83,21 +83,23 @@ class Ensemble:
             )
         target.flush()
 
-    def check_shared(self, sets: Sequence[Mapping[str, np.ndarray]]) -> float | None:
-        """Return the least agreement of two models, over data sets each given as parts (N,D).
+    @property
+    def averages(self) -> bool:
+        """Tell whether vectors of several models are added up, which takes a space that they share."""
+        return self.combine == "average" and len(self.weights) > 1
 
-        None where nothing is averaged. Raises UserError where models do not agree, or pictures are too few.
+    def check_shared(self, found: Mapping[str, np.ndarray]) -> float:
+        """Return the least agreement of two models, from the vectors (N,D) of each for the same pictures.
+
+        Raises UserError where models do not agree, or pictures are too few to say.
         """
-        if self.combine == "concat" or len(self.weights) == 1:
-            return None
-        probes = _probes(sets)
-        count = len(next(iter(probes.values())))
+        count = len(next(iter(found.values())))
         if count < LEAST_ROWS:
             raise UserError(
                 f"combine: average judged by {count} pictures; accepted: {LEAST_ROWS} or more, or concat"
             )
-        found = {pair: agreement(probes[pair[0]], probes[pair[1]]) for pair in combinations(probes, 2)}
-        (one, other), least = min(found.items(), key=lambda item: item[1])
+        agreed = {pair: agreement(found[pair[0]], found[pair[1]]) for pair in combinations(found, 2)}
+        (one, other), least = min(agreed.items(), key=lambda item: item[1])
         if not least >= SHARED:
             raise UserError(
                 f"combine: average of {one} and {other}, whose vectors of the same pictures agree by "
@@ -143,16 +145,6 @@ def agreement(one: np.ndarray, other: np.ndarray) -> float:
     centred = [part - part.mean(axis=0) for part in centred]
     spread = math.prod(np.linalg.norm(part) for part in centred)
     return float((centred[0] * centred[1]).sum() / max(spread, 1e-12))
-
-
-def _probes(sets: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return by model the vectors of pictures evenly drawn from each set, of MOST_ROWS at most."""
-    drawn = []
-    for parts in sets:
-        rows = good_rows(parts)
-        rows = rows[:: max(1, -(-len(rows) * len(sets) // MOST_ROWS))]
-        drawn.append({name: np.asarray(part[rows]) for name, part in parts.items()})
-    return {name: np.concatenate([parts[name] for parts in drawn]) for name in drawn[0]}
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from guie.embed.ensemble import Ensemble
+from guie.data.bad_images import BadImages
+from guie.datasets.manifest import Manifest
+from guie.embed.ensemble import MOST_ROWS, Ensemble
+from guie.embed.reading import Reader
 from guie.embed.space import space_id
+from guie.embed.vectors import embed
 from guie.train.distributed import World
 from guie.types import Embeddings
 from guie.views import Views
@@ -47,6 +51,9 @@ class Models:
         One model at a time is on the bench's device. Raises UserError where models are averaged that share
         no space.
         """
+        here = bench.here or World()
+        if self.joined.averages:
+            here.on_main(lambda: check_shared(self.joined, self.embedders.items(), bench.sets, bench.reader))
         parts: dict[str, dict[str, Embeddings]] = {name: {} for name in bench.sets}
         for name, embedder in self.embedders.items():
             told = replace(bench, notice=_by(bench.notice, name))
@@ -54,12 +61,36 @@ class Models:
                 parts[rows][name] = made
             if len(self.embedders) > 1:
                 embedder.to("cpu")  # one leaves before the next one comes
-        self.joined.check_shared([_vectors(of_set) for of_set in parts.values()])
-        here = bench.here or World()
         return {
             name: _one(of_set, self.joined, out / f".joined-{name}.npy", here)
             for name, of_set in parts.items()
         }
+
+
+def check_shared(
+    joined: Ensemble, models: Iterable[tuple[str, Any]], sets: Mapping[str, Manifest], reader: Reader
+) -> float:
+    """Return how far models agree on a few pictures of `sets`, before all are embedded; see the ensemble's.
+
+    `models` are embedders by name, wanted one after the other. Bad pictures are passed over.
+    """
+    drawn = {name: rows.select(_drawn(len(rows), len(sets))) for name, rows in sets.items()}
+    found = {}
+    for name, embedder in models:
+        parts = [embed(embedder, rows, reader, bad_images=_any_share(rows)) for rows in drawn.values()]
+        found[name] = np.concatenate([part.vectors for part in parts])
+        embedder.to("cpu")
+    return joined.check_shared(found)
+
+
+def _drawn(count: int, num_sets: int) -> np.ndarray:
+    """Return the rows that are looked at of a set's `count`, evenly drawn."""
+    most = min(count, max(1, MOST_ROWS // num_sets))
+    return np.arange(most) * count // max(1, most)
+
+
+def _any_share(rows: Manifest) -> BadImages:
+    return BadImages(rows, None, "skip", 1.0)
 
 
 def _one(parts: Mapping[str, Embeddings], joined: Ensemble, path: Path, here: World) -> Embeddings:
