@@ -65,9 +65,7 @@ def test_an_h5_of_the_same_vectors_has_the_same_bytes(tmp_path):
 
 
 def test_writing_needs_no_torch_and_h5_only_where_it_is_written():
-    code = (
-        "import sys, guie.embed.formats, guie.embed.ensemble; print({'torch', 'h5py'} & {*sys.modules})"
-    )
+    code = "import sys, guie.embed.formats, guie.embed.ensemble; print({'torch', 'h5py'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
