@@ -63,7 +63,8 @@ def check(source: Source, request: Request) -> None:
 
 def program_file(source: Source, request: Request, path: Path) -> list[Path]:
     """Write the program of a source without facts; return what was written."""
-    return save(translated(exported(source, request)), path, inline_bytes=INLINE_BYTES)
+    program = translated(exported(source, request), free_axes(request))
+    return save(program, path, inline_bytes=INLINE_BYTES)
 
 
 def save(program: ONNXProgram, path: Path, *, inline_bytes: int) -> list[Path]:
@@ -125,16 +126,23 @@ def exported(source: Source, request: Request) -> ExportedProgram:
     bare = request.pixels == "normalised"
     height, width = source.preprocess.size_px if bare else request.size_px or EXAMPLE_PX
     images = torch.zeros(request.batch or 2, 3, height, width, dtype=torch.float32 if bare else torch.uint8)
-    free = {0: "batch"} if request.batch is None else {}
-    if not bare and request.size_px is None:
-        free |= {2: "height", 3: "width"}
-    dims = {axis: torch.export.Dim(name) for axis, name in free.items()}
+    dims = {axis: torch.export.Dim(name) for axis, name in free_axes(request).items()}
     with torch.no_grad():
         return torch.export.export(whole, (images,), dynamic_shapes=(dims,), strict=False)
 
 
-def translated(exported: ExportedProgram) -> ONNXProgram:
-    """Return the program in ONNX's operators, without the paths of this machine that torch notes in it."""
+def free_axes(request: Request) -> dict[int, str]:
+    """Return the names of the axes of pictures that may have any size."""
+    sizes = {} if request.pixels == "normalised" or request.size_px else {2: "height", 3: "width"}
+    return sizes | ({0: "batch"} if request.batch is None else {})
+
+
+def translated(exported: ExportedProgram, axes: Mapping[int, str] | None = None) -> ONNXProgram:
+    """Return the program in ONNX's operators, without the paths of this machine that torch notes in it.
+
+    `axes` names those of its input that may have any size. Raises UserError naming an operator that ONNX has
+    not, and the module that needs it.
+    """
     import torch
 
     from guie.export.operators import own
@@ -148,6 +156,7 @@ def translated(exported: ExportedProgram) -> ONNXProgram:
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
+                dynamic_shapes=(dict(axes),) if axes else None,
                 custom_translation_table=own(),
                 verbose=False,
             )

@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from guie.export.verify import sha256_of
 if TYPE_CHECKING:
     from guie.export.source import Request, Source
 
+# Of these the program is in float32: OpenVINO makes weights short itself, or computes so.
+SHORT = ("bf16", "fp16")
 # What guie says is one line of the file's last <rt_info>, where OpenVINO finds it, too.
 _FACTS = re.compile(rb"\t\t<guie value=(\"[^\"]*\"|'[^']*') />\n")
 _END = b"\t</rt_info>\n</net>"
@@ -34,7 +37,8 @@ def write(source: Source, request: Request, path: Path, facts: Mapping[str, Any]
     check(source, request)
     weights = path.with_suffix(".bin")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        program = onnx.program_file(source, request, Path(folder) / "model.onnx")
+        whole = replace(request, precision="fp32") if request.precision in SHORT else request
+        program = onnx.program_file(source, whole, Path(folder) / "model.onnx")
         convert(program[0], path, half=request.precision == "fp16")
     seal(path, {**facts, "parts": {weights.name: sha256_of(weights)}})
     return [path, weights]
