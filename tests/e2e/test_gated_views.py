@@ -139,6 +139,18 @@ def test_what_cannot_be_is_said_in_one_line(words, change, said, monkeypatch, ca
     assert (code, len(lines)) == (2, 1) and said in lines[0]
 
 
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_a_format_whose_program_does_the_same_for_every_picture_is_refused_at_once(
+    words, name, monkeypatch, capsys, tmp_path
+):
+    models = [word for word in words if word.startswith("ckpt")]
+    for place in (f"pt={tmp_path / 'model'}", f"bundle={tmp_path / 'bundle'}"):
+        code, lines = console(monkeypatch, capsys, "export", *models, "ckpt=nowhere", place, f"format={name}")
+        assert (code, len(lines)) == (2, 1)
+        assert f"format: {name} with gated views, but its programs do the same" in lines[0]
+        assert "accepted: torchscript, pt2, or views without a gate" in lines[0]
+
+
 def test_a_run_that_learned_something_else_or_has_lost_its_labels_is_no_classifier(words, runs, tmp_path):
     torch.manual_seed(0)
     saved(tmp_path / "arcface", "neck=linear", head={"weight": torch.zeros(11, 8)}, names=list(CLASSES))

@@ -29,7 +29,7 @@ def _exported(cfg: dict[str, Any]) -> Callable[[], Any]:
     from guie.export.destination import check_destination
     from guie.export.formats import check_formats
 
-    _check_contract(cfg)
+    _check_order(cfg)
     if len(check_formats(cfg["format"])) > 1:
         raise UserError(f"format: {cfg['format']} in one file; accepted: one of them, or bundle=FOLDER")
     check_destination(cfg["pt"], overwrite=cfg["overwrite"])
@@ -43,17 +43,19 @@ def _bundled(cfg: dict[str, Any]) -> Callable[[], str]:
     from guie.export.formats import check_formats
 
     check_formats(cfg["format"])
-    _check_contract(cfg)
+    _check_order(cfg)
     check_folder(cfg["bundle"], overwrite=cfg["overwrite"])
     from guie.exporting import bundle_configured
 
     return partial(bundle_configured, cfg)
 
 
-def _check_contract(cfg: dict[str, Any]) -> None:
+def _check_order(cfg: dict[str, Any]) -> None:
     from guie.build import build
-    from guie.export.formats import check_formats
+    from guie.export.formats import check_formats, check_gated
 
+    if cfg["views"] and cfg["views"].get("gate"):
+        check_gated(cfg["format"])
     if cfg["contract"]:
         contract = build(cfg["contract"], where="contract")
         contract.check_order(check_formats(cfg["format"]), cfg["pixels"], cfg["batch"], cfg["size"])

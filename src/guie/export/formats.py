@@ -21,7 +21,8 @@ from guie.export import runtime
 class Format:
     """`module` writes it, `reader` says what a file holds; `packages` come with the extra `extra`.
 
-    `largest` is the difference to the evaluation that is allowed in fp32, of any component.
+    `largest` is the difference to the evaluation that is allowed in fp32, of any component. A format whose
+    program does the same for every picture does not hold gated views: `gated` is false.
     """
 
     suffix: str
@@ -30,15 +31,15 @@ class Format:
     largest: float
     packages: tuple[str, ...] = ()
     extra: str = ""
+    gated: bool = True
 
 
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
 FORMATS = {
     "torchscript": Format(".pt", "torchscript", "archive", 1e-5),
     "pt2": Format(".pt2", "pt2", "archive", 1e-5),
-    "onnx": Format(".onnx", "onnx", "onnx", 1e-4, ("onnx", "onnxscript", "onnxruntime"), "onnx"),
-    "openvino": Format(
-        ".xml", "openvino", "openvino", 1e-3, ("onnx", "onnxscript", "onnxruntime", "openvino"), "openvino"
-    ),
+    "onnx": Format(".onnx", "onnx", "onnx", 1e-4, _ONNX, "onnx", gated=False),
+    "openvino": Format(".xml", "openvino", "openvino", 1e-3, (*_ONNX, "openvino"), "openvino", gated=False),
 }
 # Least cosine with the evaluation in fp32, for what is less precise than that.
 COSINES = {"bf16": 0.999, "fp16": 0.9999, "int8": 0.98}
@@ -82,6 +83,17 @@ def check_formats(names: str | Sequence[str]) -> list[str]:
     if not chosen:
         raise UserError(f"format: nothing chosen; accepted: {', '.join(FORMATS)}")
     return chosen
+
+
+def check_gated(names: str | Sequence[str]) -> None:
+    """Raise UserError for a format that does not hold gated views."""
+    for name in check_formats(names):
+        if not FORMATS[name].gated:
+            accepted = ", ".join(other for other, format in FORMATS.items() if format.gated)
+            raise UserError(
+                f"format: {name} with gated views, but its programs do the same for every picture; "
+                f"accepted: {accepted}, or views without a gate"
+            )
 
 
 def writer(name: str) -> ModuleType:
