@@ -199,3 +199,15 @@ def test_pictures_are_picked_by_turns_the_clearest_first_and_unclear_ones_last()
     distances = np.array([0.1, 0.5, 0.01, 0.3, np.nan, np.inf])
     assert picked(looks, distances, 6).tolist() == [5, 3, 1, 0, 4, 2]
     assert picked(looks, distances, 2).tolist() == [5, 3]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_in_half_precision_clear_pictures_keep_their_looks(embedder, classifier, precision):
+    source = Source({"": embedder}, views=preset("classifier_tta", classifier))
+    sizes = ((20, 30), (41, 17))
+    images = drawing(source)(sizes, 8, 0)
+    with torchscript_allowed():
+        script = program(source, Request(precision))
+    for pictures in images:
+        told = [by_the_page(embedder, classifier, torch.from_numpy(picture))[0] for picture in pictures]
+        assert (ran(script, torch.from_numpy(pictures)) * np.stack(told)).sum(1).min() > 0.999
