@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from guie import assembly, checkpoint, embedding, embeddings, evaluating, exporting, souping
 from guie.checkpoint import State
@@ -117,8 +118,6 @@ def by_hand(models, names, weights, folder=None, combine="concat"):
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     if folder is None:
         return vectors
-    from safetensors.numpy import load_file
-
     arrays = load_file(folder / "postprocess" / "postprocess.safetensors")
     bank = arrays["negative_subtraction/bank"].astype(np.float64)
     for row, vector in enumerate(vectors):
@@ -273,6 +272,19 @@ def test_what_no_file_can_hold_is_refused_in_one_line(more, said, models, fitted
     words = [both(models), "weights={y:0.5}", f"fitted={fitted / 'postprocess'}", "pt=x.pt"]
     with pytest.raises(UserError, match=said):
         exporting.chosen(composed("export", [*words, *more]))
+
+
+def test_a_map_from_a_file_needs_no_fit_and_where_it_lay_is_not_told(models, tmp_path):
+    weight = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)
+    save_file({"weight": weight}, tmp_path / "learnt.safetensors")
+    words = [both(models), "postprocess=[linear]", f"postprocess.linear.path={tmp_path}/learnt.safetensors"]
+    source, steps = exporting.chosen(composed("export", [*words, "pt=x.pt"]))
+    assert source.facts["postprocess"] == {"linear": {"_target_": "guie.postprocess.maps.Linear"}}
+    expected = by_hand(models, "ab", (1, 1)) @ weight.T.astype(np.float64)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = exporting.evaluated(source, steps, list(pictures_of()))
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_allclose(source.layers[0].weight, weight)
 
 
 def test_a_folder_of_steps_names_nothing_but_steps(models, fitted, tmp_path):
