@@ -112,7 +112,8 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     found = rows.apart(models.embeddings(replace(bench, sets=rows.together()), out))
     floors = here.on_main(lambda: _floors(cfg, bench, trained, here.device))
     evaluation, facts = measured.on(*found)
-    facts = {"floors": floors, "seed": cfg["seed"], **models.facts, **facts}
+    gate = {"ckpt_cls": cfg["ckpt_cls"]} if cfg["ckpt_cls"] else {}
+    facts = {"floors": floors, "seed": cfg["seed"], **models.facts, **gate, **facts}
     embedded = facts.get("thresholds_space_id") == facts.get("vectors_space_id", facts["space_id"])
     as_trained = trained and home == folder and cfg["keep"] is None and views is None and embedded
     written = partial(results.write_results, found=found.sets, sets=rows.sets, against=cfg["against"])

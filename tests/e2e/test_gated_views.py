@@ -82,6 +82,8 @@ def test_what_is_evaluated_is_embedded_and_exported(words, runs, data, tmp_path,
     embedded = embeddings.load(tmp_path / "vectors" / "folder")
     evaluated = embeddings.load(tmp_path / "evaluated" / "embeddings" / "folder")
     assert embedded.space_id == evaluated.space_id == json.loads(files["guie.json"])["space_id"]
+    told = json.loads((tmp_path / "evaluated" / "metrics.json").read_text())
+    assert told["ckpt_cls"] == str(runs / "gate") and told["space_id"] == embedded.space_id
     by_name = dict(zip(evaluated.files.tolist(), evaluated.vectors, strict=True))
     for name, vector in zip(embedded.files.tolist(), embedded.vectors, strict=True):
         np.testing.assert_allclose(by_name[name], vector, atol=1e-6)
