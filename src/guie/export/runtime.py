@@ -30,10 +30,14 @@ def kind(path):
 
 def torch_kind(path):
     """Return which of torch's two formats an archive has."""
+    return torch_facts(path).get("format", "torchscript")
+
+
+def torch_facts(path):
+    """Return what guie-export wrote into one of torch's archives."""
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        inside = next((name for name in names if name.endswith("/guie.json")), None)
-        return json.loads(archive.read(inside))["format"] if inside else "torchscript"
+        inside = next((name for name in archive.namelist() if name.endswith("/guie.json")), None)
+        return json.loads(archive.read(inside)) if inside else {}
 
 
 def load(path, device="cpu"):
@@ -50,6 +54,24 @@ def load_torchscript(path, device):
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and asked for
         model = torch.jit.load(path, map_location=device)
     return through_torch(model, device)
+
+
+def load_pt2(path, device):
+    """Run torch.export's program, or of two the one for the pictures' shape, with torch."""
+    from torch.export.passes import move_to_device_pass
+    from torch.export.pt2_archive import _package
+
+    programs = _package.load_pt2(path).exported_programs
+    if device != "cpu":
+        programs = {name: move_to_device_pass(program, device) for name, program in programs.items()}
+    models = {name: program.module() for name, program in programs.items()}
+
+    def model(images):
+        shape = "square" if images.shape[2] == images.shape[3] else "other"
+        return models["model" if "model" in models else shape](images)
+
+    run, uint8 = through_torch(model, device), torch_facts(path)["pixels"] == "levels"
+    return lambda images: run(as_stated(images, uint8))
 
 
 def through_torch(model, device):
@@ -117,4 +139,4 @@ def as_stated(images, uint8):
     return np.rint(np.clip(np.nan_to_num(images.astype(np.float32)), 0, 255)).astype(np.uint8)
 
 
-LOADERS = {"torchscript": load_torchscript, "onnx": load_onnx, "openvino": load_openvino}
+LOADERS = {"torchscript": load_torchscript, "pt2": load_pt2, "onnx": load_onnx, "openvino": load_openvino}
