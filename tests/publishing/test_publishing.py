@@ -22,7 +22,6 @@ from guie.config.compose import composed
 from guie.embed.space import space_id
 from guie.errors import UserError
 from guie.publishing import story
-from guie.publishing.card import rows
 
 SMALL = ["backbone=small", "backbone.image_px=32", "head=matryoshka", "tracker=none"]
 
@@ -210,14 +209,14 @@ def test_results_of_this_space_stand_in_the_card_as_the_hub_reads_them(trained, 
     (result,) = read.data.eval_results
     assert (result.dataset_name, result.metric_name, result.metric_value) == ("toy", "mP@5", 0.5)
     assert read.data.library_name == "guie" and read.data.pipeline_tag == "image-feature-extraction"
-    assert "| toy | mP@5 | 0.5000 | 0.2500 to 0.7500 |" in read.text
-    assert "| one | toy | 384 | 48 |" in read.text and "Nothing is known of" in read.text
+    assert "| toy | mP@5 | 0.5000 | 0.2500 to 0.7500 |  | 8 |" in read.text
+    assert "| one | toy | 384 | 48 |" in read.text and "The run `before` is named as one" in read.text
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "has no metrics.json"),
+        (None, "no metrics.json to read"),
         ('{"space_id": "x", "trained": {}}', "is of space x; accepted: [0-9a-f]{16}"),
     ],
 )
@@ -233,7 +232,8 @@ def test_an_evaluation_that_is_none_of_this_space_is_refused_where_it_was_asked_
 
 
 @pytest.mark.parametrize(
-    "word", ["pt=x.pt", "format=onnx", "precision=bf16", "views=flip", "batch=2", "pixels=normalised"]
+    "word",
+    ["format=onnx", "precision=bf16", "views=flip", "ckpt_cls=x", "batch=2", "pixels=normalised", "fitted=x"],
 )
 def test_what_only_a_file_can_be_is_refused(trained, tmp_path, word):
     words = [f"ckpt={trained}", f"huggingface={tmp_path / 'out'}", word]
@@ -276,10 +276,6 @@ def test_a_full_disk_leaves_the_older_folder(trained, copied, monkeypatch):
     with pytest.raises(UserError, match="No space left on device; nothing was replaced"):
         story.publish_configured(composed("export", words))
     assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
-
-
-def test_a_cell_may_hold_the_border_of_a_table():
-    assert rows([["a"], ["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
 
 
 def test_a_name_on_the_hub_is_a_checkpoint_that_stays_as_it_is(published, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 
+from guie.bundle import measured
+from guie.bundle.card import cell, count
 from guie.bundle.licences import Licence, table
 from guie.bundle.lineage import Lineage
+from guie.bundle.measured import Measured
 from guie.errors import UserError
 
 TAGS = ["guie", "image-embeddings", "image-retrieval"]
@@ -30,60 +31,45 @@ RECIPE: dict[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class Told:
-    """What a card is made of; `meta` is what config.json says, `results` are metrics by data set."""
+    """What a card is made of; `meta` is what config.json says."""
 
     name: str
     meta: Mapping[str, Any]
     lineage: Lineage
-    results: Mapping[str, Mapping[str, Any]]
+    measured: Measured
 
 
-def results_of(folder: Path, space: str, *, asked: bool) -> dict[str, dict[str, Any]]:
-    """Return the metrics that an evaluation left in `folder`, by data set; {} where there are none.
+def measured_in(folder: Path, space: str, *, asked: bool) -> Measured:
+    """Return what the evaluation in `folder` found in this space, nothing where there is none of it.
 
-    Raises UserError for those of another space, and for none, where they were `asked` for.
+    Raises UserError then, if it was `asked` for.
     """
     try:
-        found = json.loads((folder / "metrics.json").read_bytes())
-        own, measured = found.get("vectors_space_id", found["space_id"]), found["trained"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if not asked:
-            return {}
-        raise UserError(
-            f"evaluation: {folder} has no metrics.json; accepted: a folder of guie-eval"
-        ) from error
-    if asked and own != space:
-        raise UserError(f"evaluation: {folder} is of space {own}; accepted: {space}, which is exported")
-    if own != space:
-        return {}
-    alone = len(measured) == 2  # one data set, and all of them in one gallery
-    return {name: numbers for name, numbers in measured.items() if name != "merged" or not alone}
+        return measured.read(folder, {"space_id": space})
+    except UserError:
+        if asked:
+            raise
+        return measured.NOTHING
 
 
 def card(told: Told) -> str:
     """Return the card: YAML between two lines of dashes, then Markdown."""
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"cell": cell, "count": count}
     template = Path(__file__).with_name("README.md.jinja").read_text(encoding="utf-8")
-    # Markdown, not HTML, and of the run's own words: nothing is escaped but the cells' borders.
-    made = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(template)
-    return made.render(
-        rows=rows,
+    config = told.meta["config"]
+    return environment.from_string(template).render(
         header=yaml.safe_dump(_header(told), sort_keys=False, allow_unicode=True),
         name=told.name,
         meta=told.meta,
-        input=_input(told.meta),
-        recipe=_recipe(told.meta["config"]),
-        data=_data(told.lineage),
+        backbone=config["backbone"].get("name") or config["backbone"]["_target_"],
+        recipe=[(part, _described(config[part], keys)) for part, keys in RECIPE.items() if config.get(part)],
+        lineage=told.lineage,
         gone=[Path(place).name for place in told.lineage.gone],
-        results=_results(told.results),
-        licences=[list(row.values()) for row in table(told.lineage.licences)],
-    )
-
-
-def rows(lines: Sequence[Sequence[Any]]) -> str:
-    """Return a table in Markdown; the first line is its head."""
-    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in ruled
+        measured=told.measured,
+        licences=table(told.lineage.licences),
     )
 
 
@@ -91,8 +77,9 @@ def _header(told: Told) -> dict[str, Any]:
     header: dict[str, Any] = {"library_name": "guie", "pipeline_tag": TASK, "tags": TAGS}
     if base := _base_models(told.lineage.weights):
         header["base_model"] = base
-    measured = [_result(name, numbers) for name, numbers in told.results.items() if any(_metrics(numbers))]
-    return header | ({"model-index": [{"name": told.name, "results": measured}]} if measured else {})
+    if results := list(_results(told.measured)):
+        header["model-index"] = [{"name": told.name, "results": results}]
+    return header
 
 
 def _base_models(weights: Sequence[Licence]) -> list[str]:
@@ -101,56 +88,19 @@ def _base_models(weights: Sequence[Licence]) -> list[str]:
     return list(dict.fromkeys(match.group(1) for match in found if match))
 
 
-def _result(name: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    metrics = [{"type": metric, "name": metric, "value": value} for metric, value, _ in _metrics(numbers)]
-    return {"task": {"type": TASK}, "dataset": {"type": name, "name": name}, "metrics": metrics}
-
-
-def _metrics(numbers: Mapping[str, Any]) -> Iterator[tuple[str, float, str]]:
-    """Yield name, value and interval (as text) of every metric."""
-    for metric, value in numbers.items():
-        if isinstance(value, float):
-            between = numbers.get(f"{metric}_interval")
-            yield metric, value, f"{between[0]:.4f} to {between[1]:.4f}" if between else ""
-
-
-def _results(results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    return [
-        [name, metric, f"{value:.4f}", interval]
-        for name, numbers in results.items()
-        for metric, value, interval in _metrics(numbers)
-    ]
-
-
-def _input(meta: Mapping[str, Any]) -> list[list[str]]:
-    spec, backbone = meta["preprocess"], meta["config"]["backbone"]
-    return [
-        ["backbone", f"`{backbone.get('name') or backbone['_target_']}`"],
-        ["height x width", " x ".join(map(str, spec["size_px"]))],
-        ["cut", f"{spec['crop']}, crop fraction {spec['crop_fraction']}"],
-        ["filter", f"{spec['interpolation']}, antialiased, on 8-bit RGB"],
-        ["mean", f"{list(spec['mean'])} of values in 0..1"],
-        ["std", f"{list(spec['std'])}"],
-        ["transparent", f"composed over {list(spec['background'])}"],
-    ]
-
-
-def _recipe(config: Mapping[str, Any]) -> list[list[str]]:
-    return [[part, _described(config[part], keys)] for part, keys in RECIPE.items() if config.get(part)]
+def _results(found: Measured) -> Iterator[dict[str, Any]]:
+    """Yield for each data set its metrics, as the hub's model-index has them."""
+    whole = [row for row in found.numbers if not row.domain]
+    for name in dict.fromkeys(row.dataset for row in whole):
+        metrics = [
+            {"type": row.metric, "name": row.metric, "value": row.value}
+            for row in whole
+            if row.dataset == name
+        ]
+        yield {"task": {"type": TASK}, "dataset": {"type": name, "name": name}, "metrics": metrics}
 
 
 def _described(node: Mapping[str, Any], keys: Sequence[str]) -> str:
     name = str(node["_target_"]).rpartition(".")[2]
     values = [f"{key} {node[key]}" for key in keys if node.get(key) is not None]
     return ", ".join([*([] if name == "Settings" else [f"`{name}`"]), *values])
-
-
-def _data(lineage: Lineage) -> list[list[str]]:
-    return [
-        [line.run, line.dataset, _count(line.images), _count(line.classes), line.licence.licence]
-        for line in lineage.data
-    ]
-
-
-def _count(number: int | None) -> str:
-    return "not recorded" if number is None else f"{number:,}"

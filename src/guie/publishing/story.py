@@ -16,20 +16,16 @@ from guie.embed.pictures import vectors_of
 from guie.embed.space import space_id
 from guie.errors import UserError
 from guie.export.golden import draw
-from guie.publishing.card import Told, card, results_of
+from guie.publishing.card import Told, card, measured_in
 
 # What a config says of one machine, or of how a run was begun, and not of the model.
 OF_THE_MACHINE = {"run_dir", "data_root", "resume", "hw", "launch", "tracker", "device", "dry_run"}
 OF_THE_MACHINE |= {"stages", "only", "leakage", "memory_mib", "bad_images", "max_bad_share"}
 # Keys of guie-export that have no meaning for weights, with the value that says nothing.
 OF_A_FILE: dict[str, Any] = {
-    "pt": None,
-    "format": "torchscript",
-    "precision": "fp32",
-    "batch": None,
-    "size": None,
+    **{"format": "torchscript", "precision": "fp32", "batch": None, "size": None, "pixels": "levels"},
+    **{"views": None, "ckpt_cls": None, "weights": None, "postprocess": {}, "fitted": None, "contract": None},
 }
-OF_A_FILE |= {"pixels": "levels", "views": None, "weights": None, "postprocess": {}, "contract": None}
 
 
 def publish_configured(cfg: Mapping[str, Any]) -> str:
@@ -64,8 +60,8 @@ def publish(
     `asked` for has to be there.
     """
     told = published_meta(embedder, meta)
-    measured = results_of(results, told["space_id"], asked=asked)
-    text = card(Told(folder.name, told, lineage([place]), measured))
+    found = measured_in(results, told["space_id"], asked=asked)
+    text = card(Told(folder.name, told, lineage([place]), found))
     state = State(meta["step"], {"embedder": embedder.state_dict()}, meta=told)
     try:
         with checkpoint.published(folder, state, text) as written:
