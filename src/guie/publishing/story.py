@@ -24,7 +24,7 @@ OF_THE_MACHINE |= {"stages", "only", "leakage", "memory_mib", "bad_images", "max
 # Keys of guie-export that have no meaning for weights, with the value that says nothing.
 OF_A_FILE: dict[str, Any] = {
     **{"format": "torchscript", "precision": "fp32", "batch": None, "size": None, "pixels": "levels"},
-    **{"views": None, "ckpt_cls": None, "weights": None, "postprocess": {}, "fitted": None, "contract": None},
+    **{"ckpt_cls": None, "views": None, "weights": None, "postprocess": {}, "fitted": None, "contract": None},
 }
 
 
