@@ -38,6 +38,13 @@ def rich():
     return Source(both, {"a": 0.4, "b": 1.0}, "concat", views, [mapped(12)])
 
 
+def gated():
+    """Return a source whose views are chosen for each picture."""
+    views = Views()
+    views.gating = object()
+    return Source({"": small()}, views=views)
+
+
 def mapped(width):
     """Return a map of `width` numbers to five."""
     draw = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""An ONNX file gives what was evaluated, without torch; it says what it is, and shows where it was changed."""
+"""An ONNX file gives what was evaluated, without torch; it says what it is, and that it was changed."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onnx_nets import evaluated, looking, rich, small
+from onnx_nets import evaluated, gated, looking, rich, small
 from torch import nn
 
 from guie.errors import UserError
@@ -237,5 +237,7 @@ def test_an_operator_that_onnx_has_not_is_named_and_so_is_its_module(part, opera
 
 
 def test_what_onnx_cannot_hold_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(UserError, match=r"onnx with gated views; accepted: torchscript, pt2, since"):
+        format_onnx.write(gated(), Request(), tmp_path / "x.onnx", {})
     with pytest.raises(UserError, match="precision: bf16 with format=onnx; accepted: fp32, fp16, int8"):
         format_onnx.write(Source({"": small()}), Request("bf16"), tmp_path / "x.onnx", {})

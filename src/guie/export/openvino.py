@@ -55,7 +55,7 @@ def check(source: Source, request: Request) -> None:
 
 def convert(program: Path, path: Path, *, half: bool) -> None:
     """Write an ONNX file as `path` and its .bin; UserError names an operator that OpenVINO has not."""
-    openvino = _openvino()
+    openvino = imported()
     try:
         model = openvino.Core().read_model(program)
         openvino.save_model(model, path, compress_to_fp16=half)
@@ -63,7 +63,7 @@ def convert(program: Path, path: Path, *, half: bool) -> None:
         raise _refusal(error) from error
 
 
-def _openvino() -> ModuleType:
+def imported() -> ModuleType:
     """Import openvino without the package through which it reports each import and conversion."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
