@@ -212,7 +212,10 @@ def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
         key: tuple(value) if isinstance(value, list) else value
         for key, value in state.meta["preprocess"].items()
     }
-    made.use_preprocess(Preprocess(**stated))
+    try:
+        made.use_preprocess(Preprocess(**stated))
+    except TypeError as error:
+        raise UserError(f"{folder}: preprocess: {error}; accepted: that of this version of guie") from error
     load_weights(made, state.weights, "embedder")
     own = {"space_id": space_id(made)} if huggingface.is_published(folder) else {}
     return made.eval(), {**state.meta, **own, "ckpt": str(folder)}

@@ -66,6 +66,7 @@ def meta(data: bytes) -> dict[str, Any]:
     parts = told["config"] if isinstance(told.get("config"), dict) else {}
     lacking = [key for key in META if key not in told]
     lacking += [f"config.{key}" for key in PARTS if not isinstance(parts.get(key), dict)]
+    lacking += [] if "seed" in parts else ["config.seed"]
     if lacking:
         raise ValueError(f"{CONFIG} lacks '{lacking[0]}', so guie did not write it")
     return told

@@ -155,6 +155,18 @@ def test_a_folder_that_was_sealed_anew_tells_the_space_that_it_makes(copied):
     assert meta["space_id"] == space_id(made) != told["space_id"]
 
 
+def test_what_a_later_version_may_state_is_named(copied):
+    told = config(copied)
+    told["preprocess"]["gamma"] = 2.2
+    sealed(copied, config_json=json.dumps(told).encode())
+    with pytest.raises(UserError, match=r"copy: preprocess: .*'gamma'; accepted: that of this version"):
+        assembly.trained_embedder(copied)
+    del told["preprocess"]["gamma"], told["config"]["seed"]
+    sealed(copied, config_json=json.dumps(told).encode())
+    with pytest.raises(UserError, match=r"lacks 'config\.seed', so guie did not write it"):
+        assembly.trained_embedder(copied)
+
+
 class Malice:
     def __reduce__(self):
         return (print, ("unpickled",))
