@@ -141,6 +141,25 @@ def test_two_programs_without_branches_say_together_what_one_with_branches_says(
         np.testing.assert_allclose(found, told[0][rows], atol=2e-6)
 
 
+def test_a_picture_passes_the_network_once_for_each_of_its_views(
+    embedder, classifier, pictures, told, tmp_path
+):
+    views, passed = preset("classifier_tta", classifier), []
+    due = sum({"square": 1, "other": 2, "thing": 3}[branch] for branch in told[1])
+    hook = embedder.backbone.register_forward_hook(lambda module, given, found: passed.append(len(found)))
+    try:
+        embed(embedder, saved(tmp_path, pictures), Reader(batch_size=20, threads=1, views=views))
+        in_evaluation = sum(passed)
+        eager = composed(
+            Source({"": embedder}, views=views), Request(), Lowering(prepared, lambda one, _: one)
+        )
+        for _, batch in shapes(pictures):
+            ran(eager, batch)
+    finally:
+        hook.remove()
+    assert (in_evaluation, sum(passed) - in_evaluation) == (due, due)
+
+
 def test_the_network_is_in_the_file_once_whatever_number_of_views_it_has(embedder, classifier, tmp_path):
     sizes = []
     for views in (None, preset("classifier_tta", classifier)):
