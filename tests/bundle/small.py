@@ -112,7 +112,7 @@ def written(made: Order, folder: Path, **options: Any) -> Path:
         return write(made, folder, **options)[0]
 
 
-def anyone(folder: Path, *arguments: str, without: str = "guie,torch", cwd: Path | None = None) -> Any:
+def anyone(folder: Path, *arguments: str, without: str = "guie", cwd: Path | None = None) -> Any:
     """Run a bundle's own embed.py in a process that lacks the packages `without`."""
     names = [str(alone.__file__), str(folder / "embed.py"), without, ":".join(package_folders()), *arguments]
     command = [sys.executable, "-I", "-S", *names]

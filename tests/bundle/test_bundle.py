@@ -14,7 +14,6 @@ import pytest
 from small import SPEC, anyone, copied, evaluation_folder, model, of_bytes, order, run_folder, written
 
 from guie.bundle import check, embed, verifying
-from guie.bundle.decoding import odd_pictures
 from guie.bundle.verifying import SHIPPED, verify
 from guie.bundle.writing import check_folder, check_request, write_labels
 from guie.errors import UserError
@@ -32,7 +31,6 @@ FILES = {
     "labels.csv",
     "licences.json",
     "manifest.json",
-    "model.onnx",
     "model.pt",
     "preprocess.json",
     "requirements.txt",
@@ -43,20 +41,6 @@ FILES = {
 ALLOWED = {*sys.stdlib_module_names, "numpy", "PIL", "simplejpeg", "torch", "onnxruntime", "openvino"}
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Return a folder of odd pictures: grey, palette, CMYK, turned by EXIF, 16 bits, transparent ..."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for name, data in odd_pictures().items():
-        (folder / name).write_bytes(data)
-    return folder
-
-
-@pytest.fixture
-def names(pictures):
-    return sorted(path.name for path in pictures.iterdir())
-
-
 def test_a_bundle_holds_what_is_handed_over_and_nothing_else(bundle):
     assert {path.name for path in bundle.iterdir()} == FILES
     assert set(check.read_manifest(bundle)["files"]) == FILES - {"manifest.json"}
@@ -65,21 +49,13 @@ def test_a_bundle_holds_what_is_handed_over_and_nothing_else(bundle):
 def test_it_is_verified_as_it_was_written(bundle):
     lines = verify(bundle)
     assert lines[1] == "decoding: 11 odd pictures, largest difference 0 levels"
-    assert [line.split(":")[0] for line in lines[2:]] == ["model.onnx", "model.pt"]
+    assert [line.split(":")[0] for line in lines[2:]] == ["model.pt"]
     assert {path.name for path in bundle.iterdir()} == FILES
 
 
-def test_it_embeds_odd_pictures_as_the_evaluation_does_without_guie_and_torch(
-    made, pictures, names, tmp_path
-):
-    done = anyone(made.folder, *names, "--out", str(tmp_path / "v.npy"), cwd=pictures)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    expected = [of_bytes(made.embedder, (pictures / name).read_bytes()) for name in names]
-    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
-
-
-def test_it_embeds_with_torch_alone_into_csv(made, pictures, names):
-    done = anyone(made.folder, *names, "--model", "model.pt", without="guie,onnxruntime", cwd=pictures)
+def test_it_embeds_odd_pictures_as_the_evaluation_does_with_torch_alone(made, pictures):
+    names = sorted(path.name for path in pictures.iterdir())
+    done = anyone(made.folder, *names, without="guie,onnxruntime", cwd=pictures)
     assert (done.returncode, done.stderr) == (0, "")
     rows = list(csv.reader(io.StringIO(done.stdout)))
     assert [row[0] for row in rows] == names
@@ -101,18 +77,20 @@ def test_the_odd_pictures_are_odd_enough_to_tell_decoders_apart(made, pictures):
     )
 
 
-def test_whoever_has_it_can_verify_it_without_guie(bundle):
-    done = anyone(bundle, "--verify")
-    assert done.returncode == 0, done.stderr
+def test_whoever_lacks_the_engine_is_told_what_was_not_run(bundle):
+    done = anyone(bundle, "--verify", without="guie,torch")
+    assert done.returncode == 1
     assert "model.pt: not run, torch is not installed" in done.stdout
-    assert done.stdout.splitlines()[-1] == f"{bundle}: as it was exported"
-    assert {path.name for path in bundle.iterdir()} == FILES
+    assert "wrong: no model can be run here; accepted: pip install -r requirements.txt" in done.stdout
+    done = anyone(bundle, "a.jpg", without="guie,torch")
+    told = ["embed.py: torch is not installed; pip install -r requirements.txt"]
+    assert (done.returncode, done.stderr.splitlines()) == (2, told)
 
 
 def test_a_bad_picture_has_a_row_that_is_nan_and_a_reason(bundle, pictures, tmp_path):
     (tmp_path / "page.jpg").write_text("<!DOCTYPE html>")
     paths = [str(tmp_path / "page.jpg"), str(pictures / "grey.jpg"), str(tmp_path / "gone.jpg")]
-    done = anyone(bundle, *paths, "--out", str(tmp_path / "v.npy"))
+    done = anyone(bundle, *paths, "--out", str(tmp_path / "v.npy"), without="guie")
     assert done.returncode == 1
     assert [line.split(": ", 1)[0] for line in done.stderr.splitlines()] == [paths[0], paths[2]]
     assert "not a picture" in done.stderr
@@ -124,7 +102,7 @@ def test_a_bad_picture_has_a_row_that_is_nan_and_a_reason(bundle, pictures, tmp_
     [
         ((), "accepted: pictures, or --verify"),
         (("a.jpg", "--verify"), "accepted: pictures, or --verify"),
-        (("a.jpg", "--model", "model.xml"), "model: model.xml; accepted: model.onnx, model.pt"),
+        (("a.jpg", "--model", "model.xml"), "model: model.xml; accepted: model.pt"),
         (("a.jpg", "--out", "v.txt"), "out: v.txt; accepted: a name that ends in .npy or .csv"),
     ],
 )
@@ -132,14 +110,6 @@ def test_a_mistake_on_its_command_line_is_one_line(bundle, arguments, told):
     done = anyone(bundle, *arguments)
     assert done.returncode == 2
     assert told in done.stderr.splitlines()[-1]
-
-
-def test_without_an_engine_it_says_what_to_install(bundle):
-    done = anyone(bundle, "a.jpg", without="guie,torch,onnxruntime")
-    assert (done.returncode, done.stderr.splitlines()) == (
-        2,
-        ["embed.py: onnxruntime or torch is not installed; pip install -r requirements.txt"],
-    )
 
 
 def test_what_is_shipped_is_what_guie_runs_itself_and_needs_no_guie(bundle):
@@ -158,7 +128,7 @@ def test_the_licence_of_the_scripts_comes_with_them(bundle):
 
 def test_requirements_name_what_reads_pictures_and_runs_the_models(bundle):
     lines = (bundle / "requirements.txt").read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["numpy", "pillow", "simplejpeg", "onnxruntime", "torch"]
+    assert [line.split()[0] for line in lines] == ["numpy", "pillow", "simplejpeg", "torch"]
 
 
 def test_labels_are_the_classes_in_the_order_of_their_numbers(bundle):
@@ -183,7 +153,7 @@ def test_the_table_of_licences_has_weights_data_and_packages(bundle):
     named = {row["of"]: row["name"] for row in rows}
     assert named["weights"].startswith("resnet50")
     assert named["data"] == "toy"
-    assert {row["name"].split()[0] for row in rows if row["of"] == "runs it"} >= {"numpy", "onnxruntime"}
+    assert {row["name"].split()[0] for row in rows if row["of"] == "runs it"} >= {"numpy", "torch"}
 
 
 def test_a_failed_export_leaves_what_was_there(made, tmp_path):
@@ -204,7 +174,7 @@ def test_a_bundle_is_replaced_whole_where_that_is_asked(made, tmp_path):
     with pytest.raises(UserError, match="exists; choose another name or say overwrite=true"):
         written(order(made.embedder, made.run), folder)
     assert written(order(made.embedder, made.run), folder, overwrite=True) == folder
-    assert {path.name for path in folder.iterdir()} == FILES - {"model.onnx", "thresholds.json"}
+    assert {path.name for path in folder.iterdir()} == FILES - {"thresholds.json"}
     assert list(tmp_path.iterdir()) == [folder]
     assert oct(folder.stat().st_mode)[-3:] == oct(made.run.stat().st_mode)[-3:]
 
