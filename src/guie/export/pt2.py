@@ -14,7 +14,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.export import Dim, ExportedProgram
@@ -27,6 +27,7 @@ from guie.export.graph import prepared
 from guie.export.source import Request, Source
 from guie.views import Padded
 
+Shape = Literal["square", "other"]
 # A picture of no special size: torch fixes a free side that it sees to be 0 or 1, or equal to another.
 EXAMPLE_PX = (97, 131)
 _WEIGHT, _CONFIG = "/data/weights/weight_", "_weights_config.json"
@@ -45,18 +46,19 @@ def programs(source: Source, request: Request) -> dict[str, ExportedProgram]:
     """Return the programs by name: `model`, or `square` and `other`."""
     if request.precision == "int8":
         raise UserError(
-            "precision: int8 with format=pt2; accepted: fp32, bf16, fp16, or int8 with format=onnx, openvino, "
-            "whose engines multiply in int8"
+            "precision: int8 with format=pt2; accepted: fp32, bf16, fp16, or format=onnx, openvino, whose "
+            "engines multiply in int8"
         )
     gating = source.views.gating if source.views else None
     if gating is None or gating.square is None:
         return {"model": program(source, request, "other")}
     if request.size_px is None:
-        return {shape: program(source, request, shape) for shape in ("square", "other")}
+        shapes: tuple[Shape, Shape] = ("square", "other")
+        return {shape: program(source, request, shape) for shape in shapes}
     return {"model": program(source, request, "square" if gating.is_square(*request.size_px) else "other")}
 
 
-def program(source: Source, request: Request, shape: str) -> ExportedProgram:
+def program(source: Source, request: Request, shape: Shape) -> ExportedProgram:
     """Return one program for pictures of a `shape`, without what torch notes of this machine's files.
 
     `source` is on the CPU in eval mode. Raises UserError for a network that torch.export cannot take.
