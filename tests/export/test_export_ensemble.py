@@ -98,7 +98,7 @@ def fitted(models, data, tmp_path_factory):
 
 def written(source, path, name="torchscript"):
     """Return a file of a source, loaded; not verified here."""
-    facts = {"format": name, "precision": "fp32", **source.facts}
+    facts = {"format": name, **Request().told(), **source.facts}
     formats.writer(name).write(source, Request(), path, facts)
     return runtime.load(path)
 
@@ -218,7 +218,7 @@ def test_models_that_share_no_space_are_not_averaged(models, data):
         evaluating.of_model(composed("eval", [both(models), "device=cpu"]), None, World())
 
 
-SLOW = ("onnx", "openvino")  # exporting anything to ONNX costs 15 s
+SLOW = ("pt2", "onnx", "openvino")  # torch.export alone costs a dozen seconds, whatever it exports
 
 
 @pytest.mark.parametrize(
