@@ -126,7 +126,6 @@ RIGHT = {"shape": [2, 4], "dtype": "float32", "finite": True, "off_unit": 1e-7, 
         ({"off_unit": 0.1}, r"length is 1\.0e-01 from 1; accepted: within 1e-03"),
         ({"off_unit": float("nan")}, "length is nan"),
         ({"repeats": False}, "another vector when asked again"),
-        ({"error": "no kernel"}, r"an error \(no kernel\)"),
     ],
 )
 def test_every_fault_of_an_answer_is_one_line(monkeypatch, tmp_path, wrong, told):
@@ -136,6 +135,12 @@ def test_every_fault_of_an_answer_is_one_line(monkeypatch, tmp_path, wrong, told
     monkeypatch.setattr(contract, "_answers", lambda *_: [RIGHT | wrong])
     with pytest.raises(UserError, match=rf"^contract held: \(2, 3, 8, 8\) uint8 gave .*{told}"):
         check_file(tmp_path, held, (8, 8))
+
+
+def test_an_error_is_an_answer_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(contract, "_answers", lambda *_: [{"error": "no kernel"}] * 8)
+    with pytest.raises(UserError, match=r"uint8 gave an error \(no kernel\); accepted: \(1, 4\) float32$"):
+        check_file(tmp_path, HELD)
 
 
 def test_at_most_so_many_numbers_is_a_contract_too(monkeypatch, tmp_path):

@@ -1,8 +1,5 @@
 """The zip for Universal Image Embedding: it runs alone and offline, and nothing else is ever zipped."""
 
-import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -10,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from guie.build import build
+from guie.config.compose import composed
 from guie.config.schema import Submit
 from guie.embed.pictures import vectors_of
 from guie.errors import UserError
 from guie.export.source import Source
 from guie.export.torchscript import torchscript_allowed
-from guie.export.verify import package_folders
 from guie.export.writing import export
-from guie.submit import offline, universal
+from guie.submit import universal
 from guie.submit.story import submit_configured
 from guie.types import Output, Preprocess
 
@@ -48,13 +46,6 @@ def exported(tmp_path_factory) -> Path:
     return path
 
 
-def answer(**change):
-    return {"size": [4, 4], "shape": [1, 5], "dtype": "float32", "length": 1.0, "finite": True} | {
-        "repeats": True,
-        **change,
-    }
-
-
 def test_an_exported_model_becomes_a_zip_that_ran_alone_and_offline(exported, tmp_path, capsys):
     out = tmp_path / "submission.zip"
     submit_configured(vars(Submit(kind="guie", pt=str(exported), out=str(out))))
@@ -74,23 +65,6 @@ def test_a_model_that_is_too_large_too_wide_or_changed_leaves_no_zip(exported, t
     with pytest.raises(UserError, match=r"gives 5 numbers; accepted: at most 4 \(guie-export keep=4\)"):
         universal.write_zip(out, exported, max_mib=10)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"shape": [1, 65]}, r"shape \(1, 65\) for a picture of 4x4; accepted: \(1,D\) float32 of length 1"),
-        ({"shape": [5]}, r"shape \(5,\) for"),
-        ({"dtype": "float16"}, "dtype float16 for"),
-        ({"finite": False}, "numbers that are not finite for"),
-        ({"repeats": False}, "another vector when asked again for"),
-        ({"length": 0.9}, "length 0.900000 for"),
-    ],
-)
-def test_what_the_challenge_would_not_take_is_named(change, said):
-    universal._check_answer(Path("s.zip"), answer())
-    with pytest.raises(UserError, match=rf"s.zip: {said}"):
-        universal._check_answer(Path("s.zip"), answer(**change))
 
 
 def test_a_zip_with_other_files_or_none_is_refused(tmp_path):
@@ -120,36 +94,11 @@ def test_a_file_that_is_no_torchscript_is_named_with_what_torch_says(tmp_path):
     path = tmp_path / "s.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("saved_model.pt", b"weights")
-    with pytest.raises(UserError, match=r"saved_model.pt does not run alone and offline: .*TorchScript"):
+    with pytest.raises(UserError, match=r"saved_model.pt does not load alone and offline: .*torchscript"):
         universal.check_zip(path, 10)
 
 
-def test_the_process_of_the_check_reaches_no_host_and_no_hidden_package():
-    program = f"""
-import sys, socket, json
-sys.path.insert(0, {str(Path(offline.__file__).parent)!r})
-import offline
-sys.addaudithook(offline.refuse)
-sys.meta_path.insert(0, offline.Absent)
-told = []
-for attempt in (
-    lambda: socket.create_connection(("127.0.0.1", 9)),
-    lambda: socket.getaddrinfo("example.org", 80),
-    lambda: __import__("timm"),
-):
-    try:
-        attempt()
-    except (OSError, ModuleNotFoundError) as error:
-        told.append(str(error))
-print(json.dumps(told))
-"""
-    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
-    assert len(told) == 3 and all("not reachable" in line for line in told[:2]) and "kept out" in told[2]
-    assert any("site-packages" in folder for folder in package_folders())
-
-
-def test_the_check_asks_as_the_challenge_does_and_notes_what_differs():
+def test_a_model_that_answers_otherwise_when_asked_again_is_named(tmp_path):
     class Forgetful(nn.Module):
         def __init__(self):
             super().__init__()
@@ -157,10 +106,19 @@ def test_the_check_asks_as_the_challenge_does_and_notes_what_differs():
 
         def forward(self, images: Tensor) -> Tensor:
             self.asked += 1
-            return self.asked.view(1, 1) * images.float().mean().view(1, 1)
+            return nn.functional.normalize(torch.stack([self.asked, torch.ones(1)], dim=1), dim=1)
 
     with torchscript_allowed():
-        model = torch.jit.script(Forgetful())
-    found = list(offline.ask(model, torch))
-    assert [asked["size"] for asked in found] == [[224, 224], [480, 640], [33, 20]]
-    assert all(asked["shape"] == [1, 1] and not asked["repeats"] and asked["finite"] for asked in found)
+        torch.jit.save(torch.jit.script(Forgetful()), str(tmp_path / "model.pt"))
+    path = tmp_path / "s.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(tmp_path / "model.pt", "saved_model.pt")
+    told = r"\(1, 3, 224, 224\) uint8 gave another vector when asked again; accepted: the same"
+    with pytest.raises(UserError, match=told):
+        universal.check_zip(path, 10)
+
+
+def test_it_is_asked_as_the_preset_of_its_name_says():
+    stated = build(composed("export", ["contract=kaggle_guie"])["contract"])
+    assert stated.asked(()) == universal.TAKEN.asked(())
+    assert (stated.name, stated.dim, stated.most_dim) == ("kaggle_guie", None, universal.WIDTH)

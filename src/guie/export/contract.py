@@ -78,24 +78,28 @@ class Contract:
         ]
 
 
-def check_file(path: Path, contract: Contract, size_px: Sequence[int], device: str = "cpu") -> None:
-    """Ask the file in a process of its own, where guie and the network are kept out.
+def check_file(
+    path: Path, contract: Contract, size_px: Sequence[int] = (), device: str = "cpu"
+) -> list[dict[str, Any]]:
+    """Ask the file in a process of its own, where guie and the network are kept out; return the answers.
 
-    Raises UserError for the first answer that is not the contract's.
+    `size_px` is the network's. Raises UserError for the first answer that is not the contract's.
     """
     asked = contract.asked(size_px)
-    for question, answer in zip(asked, _answers(path, contract.name, asked, device), strict=True):
+    answers = _answers(path, contract, asked, device)
+    for question, answer in zip(asked, answers, strict=True):
         for fault in _faults(question, answer, contract):
             shape = tuple(question["shape"])
             raise UserError(f"contract {contract.name}: {shape} {question['dtype']} gave {fault}")
+    return answers
 
 
 def _faults(question: dict[str, Any], answer: dict[str, Any], contract: Contract) -> Iterator[str]:
-    batch, shape = question["shape"][0], answer["shape"]
-    dim = f"{contract.dim or f'at most {contract.most_dim}'}"
+    batch, dim = question["shape"][0], f"{contract.dim or f'at most {contract.most_dim}'}"
     if "error" in answer:
         yield f"an error ({answer['error']}); accepted: ({batch}, {dim}) float32"
         return
+    shape = answer["shape"]
     wide = len(shape) == 2 and (contract.dim or shape[1]) == shape[1] <= (contract.most_dim or shape[1])
     if not wide or shape[0] != batch:
         yield f"{tuple(shape)}; accepted: ({batch}, {dim})"
@@ -109,16 +113,18 @@ def _faults(question: dict[str, Any], answer: dict[str, Any], contract: Contract
         yield "another vector when asked again; accepted: the same"
 
 
-def _answers(path: Path, name: str, asked: list[dict[str, Any]], device: str) -> list[dict[str, Any]]:
+def _answers(
+    path: Path, contract: Contract, asked: list[dict[str, Any]], device: str
+) -> list[dict[str, Any]]:
+    told = f"contract {contract.name}: {path.name}"
+    words = str(path.absolute()), json.dumps(asked), device
     try:
-        done = run_alone(ASKING, str(path.absolute()), json.dumps(asked), device, timeout_s=TIMEOUT_S)
+        done = run_alone(ASKING, *words, offline=True, timeout_s=TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        raise UserError(
-            f"contract {name}: {path.name} gave no answer in {TIMEOUT_S} s; accepted: a file that answers"
-        ) from error
+        raise UserError(f"{told} gave no answer in {TIMEOUT_S} s; accepted: a file that answers") from error
     if done.returncode:
-        said = last_words(done)
-        raise UserError(f"contract {name}: {path.name} does not load alone and offline: {said}")
+        accepted = ", ".join(contract.formats)
+        raise UserError(f"{told} does not load alone and offline: {last_words(done)}; accepted: {accepted}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
