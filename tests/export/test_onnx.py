@@ -16,6 +16,7 @@ from guie.export import formats, runtime, writing
 from guie.export import onnx as format_onnx
 from guie.export.golden import GOLDEN_BATCHES, GOLDEN_SIZES, draw
 from guie.export.protobuf import append_metadata, metadata
+from guie.export.pt2 import program
 from guie.export.source import Request, Source
 from guie.export.verify import describe, verify
 
@@ -35,13 +36,13 @@ def exported(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bare():
-    """Return what `exported` gives of a source that reads normalised pixels: the quickest there is."""
-    return format_onnx.exported(Source({"": small()}), BARE)
+    """Return the program of a source that reads normalised pixels: the quickest there is."""
+    return program(Source({"": small()}), BARE, "other")
 
 
-def written(program, folder, inline_bytes):
+def written(made, folder, inline_bytes):
     path = folder / "model.onnx"
-    return format_onnx.save(format_onnx.translated(program), path, inline_bytes=inline_bytes)
+    return format_onnx.save(format_onnx.translated(made), path, inline_bytes=inline_bytes)
 
 
 def pixels(count, seed=0):
@@ -72,8 +73,8 @@ def test_an_ensemble_of_all_kinds_of_looks_gives_what_was_evaluated(tmp_path):
 
 def test_numbers_and_medians_are_torchs_own_to_the_last_bit(tmp_path):
     x, path = torch.arange(600.0).view(3, 200) % 37, tmp_path / "m.onnx"
-    program = torch.export.export(Shares(), (x,))
-    format_onnx.save(format_onnx.translated(program), path, inline_bytes=1000)
+    made = torch.export.export(Shares(), (x,))
+    format_onnx.save(format_onnx.translated(made), path, inline_bytes=1000)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {"images": x.numpy()})[0], Shares()(x).numpy())
 

@@ -9,9 +9,11 @@ import hashlib
 import json
 import logging
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +33,6 @@ OPSET = 20
 INPUT, OUTPUT = "images", "vectors"
 # Weights above this lie in a file beside: protobuf ends at 2 GB, and whoever loads it holds it twice.
 INLINE_BYTES = 1_500_000_000
-# Of the pictures that torch is shown where any size may come: one of no special aspect.
-EXAMPLE_PX = (70, 90)
 _PIECE = 1 << 20
 
 
@@ -63,8 +63,21 @@ def check(source: Source, request: Request) -> None:
 
 def program_file(source: Source, request: Request, path: Path) -> list[Path]:
     """Write the program of a source without facts; return what was written."""
-    program = translated(exported(source, request), free_axes(request))
-    return save(program, path, inline_bytes=INLINE_BYTES)
+    if request.precision == "int8":
+        return _quantised(source, request, path)
+    from guie.export.pt2 import program
+
+    made = translated(program(source, request, "other"), free_axes(request))
+    return save(made, path, inline_bytes=INLINE_BYTES)
+
+
+def _quantised(source: Source, request: Request, path: Path) -> list[Path]:
+    from guie.export.quantise import quantise
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        whole = Path(folder) / "whole.onnx"
+        program_file(source, replace(request, precision="fp32"), whole)
+        return quantise(whole, path, source, request)
 
 
 def save(program: ONNXProgram, path: Path, *, inline_bytes: int) -> list[Path]:
@@ -113,22 +126,6 @@ def _sha256_before(path: Path, end: int) -> str:
         while piece := file.read(min(_PIECE, end - file.tell())):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def exported(source: Source, request: Request) -> ExportedProgram:
-    """Return torch's own program of a source: a graph without branches."""
-    import torch
-
-    from guie.export.composed import Lowering, composed
-    from guie.export.graph import prepared
-
-    whole = composed(source, request, Lowering(prepared, lambda network, _: network))
-    bare = request.pixels == "normalised"
-    height, width = source.preprocess.size_px if bare else request.size_px or EXAMPLE_PX
-    images = torch.zeros(request.batch or 2, 3, height, width, dtype=torch.float32 if bare else torch.uint8)
-    dims = {axis: torch.export.Dim(name) for axis, name in free_axes(request).items()}
-    with torch.no_grad():
-        return torch.export.export(whole, (images,), dynamic_shapes=(dims,), strict=False)
 
 
 def free_axes(request: Request) -> dict[int, str]:
