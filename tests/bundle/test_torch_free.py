@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from small import anyone, of_bytes, order, written
 
+from guie.bundle.check import read_manifest
 from guie.bundle.verifying import hidden, verify
+from guie.errors import UserError
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -14,7 +16,24 @@ pytest.importorskip("onnxscript")
 
 @pytest.fixture(scope="module")
 def folder(made, tmp_path_factory):
-    return written(order(made.embedder, made.run, ("onnx",)), tmp_path_factory.mktemp("onnx") / "bundle")
+    from guie.export import onnx
+
+    place = tmp_path_factory.mktemp("onnx") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "INLINE_BYTES", 0)  # weights beside the file, as those of large models are
+        return written(order(made.embedder, made.run, ("onnx",)), place)
+
+
+def test_weights_that_lie_beside_the_model_are_of_the_bundle(folder):
+    manifest = read_manifest(folder)
+    assert manifest["models"][0]["parts"] == ["model.onnx.data"]
+    assert "model.onnx.data" in manifest["files"]
+    beside = folder / "model.onnx.data"
+    kept = beside.read_bytes()
+    beside.write_bytes(b"x" + kept[1:])
+    with pytest.raises(UserError, match=r"model\.onnx\.data: changed"):
+        verify(folder)
+    beside.write_bytes(kept)
 
 
 def test_it_embeds_odd_pictures_as_the_evaluation_does(made, folder, pictures, tmp_path):

@@ -42,7 +42,7 @@ MADE_BY = ("guie", "torch", "timm", "open_clip_torch")
 LICENCE = "LICENSE-guie.txt"  # of the scripts that are shipped
 # What preprocess.json says is what every model file says of itself.
 FACTS: tuple[str, ...] = ("space_id", "vectors_space_id", "embed_dim", "preprocess", "models")
-FACTS += ("pixels", "size_px", "batch", "precision", "guie")
+FACTS += ("pixels", "size_px", "batch", "precision", "contract", "guie")
 
 
 @dataclass(frozen=True)
