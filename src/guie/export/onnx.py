@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from guie.errors import UserError
 from guie.export.archive import METADATA
+from guie.export.formats import check_gated
 from guie.export.protobuf import Entry, append_metadata, metadata
 from guie.export.verify import sha256_of
 
@@ -50,10 +51,7 @@ def write(source: Source, request: Request, path: Path, facts: Mapping[str, Any]
 def check(source: Source, request: Request) -> None:
     """Raise UserError for a source or request that no ONNX file can hold."""
     if source.views is not None and source.views.gating is not None:
-        raise UserError(
-            "format: onnx with gated views; accepted: torchscript, pt2, since an ONNX program "
-            "does the same for every picture and cannot choose its views by shape and class"
-        )
+        check_gated("onnx")
     if request.precision == "bf16":
         raise UserError(
             "precision: bf16 with format=onnx; accepted: fp32, fp16, int8 (ONNX Runtime computes no bf16 "

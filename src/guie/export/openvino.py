@@ -16,13 +16,12 @@ from xml.sax.saxutils import quoteattr, unescape
 
 from guie.errors import UserError
 from guie.export import onnx
+from guie.export.formats import check_gated
 from guie.export.verify import sha256_of
 
 if TYPE_CHECKING:
     from guie.export.source import Request, Source
 
-# Of these the program is in float32: OpenVINO makes weights short itself, or computes so.
-SHORT = ("bf16", "fp16")
 # What guie says is one line of the file's last <rt_info>, where OpenVINO finds it, too.
 _FACTS = re.compile(rb"\t\t<guie value=(\"[^\"]*\"|'[^']*') />\n")
 _END = b"\t</rt_info>\n</net>"
@@ -31,15 +30,17 @@ _END = b"\t</rt_info>\n</net>"
 def write(source: Source, request: Request, path: Path, facts: Mapping[str, Any]) -> list[Path]:
     """Write `path` and the weights beside it (.bin); return both.
 
-    fp16 are weights stored in half, computed in float32; bf16 is asked of the machine when it is loaded.
+    fp16 are weights stored in half, computed in float32; in bf16 the machine computes what the program
+    holds in bf16, the backbone.
     Raises UserError for what OpenVINO cannot hold: gated views, an operator that it has not.
     """
     check(source, request)
     weights = path.with_suffix(".bin")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        whole = replace(request, precision="fp32") if request.precision in SHORT else request
-        program = onnx.program_file(source, whole, Path(folder) / "model.onnx")
-        convert(program[0], path, half=request.precision == "fp16")
+        half = request.precision == "fp16"
+        held = replace(request, precision="fp32") if half else request
+        program = onnx.program_file(source, held, Path(folder) / "model.onnx")
+        convert(program[0], path, half=half)
     seal(path, {**facts, "parts": {weights.name: sha256_of(weights)}})
     return [path, weights]
 
@@ -47,10 +48,7 @@ def write(source: Source, request: Request, path: Path, facts: Mapping[str, Any]
 def check(source: Source, request: Request) -> None:
     """Raise UserError for a source that no OpenVINO file can hold."""
     if source.views is not None and source.views.gating is not None:
-        raise UserError(
-            "format: openvino with gated views; accepted: torchscript, pt2, since an OpenVINO program "
-            "does the same for every picture and cannot choose its views by shape and class"
-        )
+        check_gated("openvino")
 
 
 def convert(program: Path, path: Path, *, half: bool) -> None:

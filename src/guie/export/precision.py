@@ -49,10 +49,15 @@ def shortened(backbone: nn.Module, dtype: torch.dtype) -> Any:
 def cast(source: Source, precision: str) -> Source:
     """Return the source with short weights where `precision` asks for them, else as it is.
 
-    Raises UserError for a backbone that cannot compute with them.
+    Raises UserError for int8 and for a backbone that cannot compute with short weights.
     """
-    if precision not in SHORT:
+    if precision == "fp32":
         return source
+    if precision not in SHORT:
+        raise UserError(
+            f"precision: {precision} in torch's own formats, which compute it no faster than float32; "
+            "accepted: fp32, bf16, fp16, or int8 with format=onnx or openvino"
+        )
     return replace(source, embedders={name: _cast(one, precision) for name, one in source.embedders.items()})
 
 

@@ -114,10 +114,9 @@ def load_openvino(path, device):
 
     core = openvino.Core()
     model = core.read_model(path)
-    stated = model.has_rt_info("guie")
-    precision = json.loads(model.get_rt_info("guie").value)["precision"] if stated else "fp32"
-    # Of its own accord it computes in what the machine is fastest in.
-    hint = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+    # Of its own accord it computes all in what the machine is fastest in, the resize too. So it computes what
+    # the file holds in bf16 in bf16, the rest in float32.
+    hint = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(model, device.upper(), hint)
     uint8 = model.input(0).element_type == openvino.Type.u8
 
