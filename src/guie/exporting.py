@@ -111,7 +111,7 @@ def check_averaged(cfg: Mapping[str, Any], joined: Ensemble, space: str) -> None
     Whether they share a space is measured on pictures, when they are embedded; an export has none. Steps that
     were fitted in the average's space prove as much as its evaluation.
     """
-    if joined.combine == "concat" or len(joined.weights) == 1 or cfg["fitted"]:
+    if not joined.averages or cfg["fitted"]:
         return
     if not cfg["evaluation"]:
         raise UserError(

@@ -102,6 +102,8 @@ def test_models_of_two_widths_stand_side_by_side_but_are_not_averaged():
         UserError, match=r"^combine: average of a 8-d, b 6-d; accepted: models of one width, or c"
     ):
         Ensemble({"a": 1.0, "b": 1.0}, "average").width(widths)
+    with pytest.raises(UserError, match=r"^combine: average of a 8-d, b 6-d"):
+        Ensemble({"a": 1.0, "b": 1.0}, "average").check_shared({"a": unit(40, 8), "b": unit(40, 6)})
     assert Ensemble({"a": 1.0, "b": 1.0}, "average").width({"a": 8, "b": 8}) == 8
 
 

@@ -93,6 +93,7 @@ class Ensemble:
 
         Raises UserError where models do not agree, or pictures are too few to say.
         """
+        self.width({name: part.shape[1] for name, part in found.items()})
         count = len(next(iter(found.values())))
         if count < LEAST_ROWS:
             raise UserError(
