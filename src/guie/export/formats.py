@@ -6,6 +6,7 @@ No torch here: `guie-export format=x` is judged at once.
 from __future__ import annotations
 
 import importlib
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -103,5 +104,20 @@ def writer(name: str) -> ModuleType:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """Return what an exported file says of itself; OSError or ValueError where it says nothing."""
-    reader = importlib.import_module(f"guie.export.{FORMATS[runtime.kind(path)].reader}")
-    return reader.read_facts(path)
+    return _reader(path).read_facts(path)
+
+
+def damage(path: Path) -> str | None:
+    """Return what is damaged of an exported file, None where all of it is as it was written."""
+    try:
+        return _reader(path).damage(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+
+
+def _reader(path: Path) -> ModuleType:
+    try:
+        kind = runtime.kind(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(str(error)) from error
+    return importlib.import_module(f"guie.export.{FORMATS[kind].reader}")

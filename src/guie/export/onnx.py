@@ -140,6 +140,8 @@ def translated(exported: ExportedProgram, axes: Mapping[int, str] | None = None)
     """
     import torch
 
+    from guie.export.precision import mend
+
     from guie.export.operators import own
 
     try:
@@ -160,6 +162,7 @@ def translated(exported: ExportedProgram, axes: Mapping[int, str] | None = None)
     if program is None:
         raise UserError("format: onnx gave no program; accepted: torchscript, pt2")
     _without_notes(program)
+    mend(program.model)
     return program
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from guie.errors import UserError
-from guie.export import archive
 from guie.export.alone import last_words, run_alone
 from guie.export.alone import package_folders as package_folders
 from guie.export.contract import check_promise
-from guie.export.formats import Tolerance, read_facts
+from guie.export.formats import Tolerance, damage, read_facts
 
 FRESH = Path(__file__).with_name("fresh.py")
 
@@ -78,7 +77,7 @@ def verify(path: str | Path, *, device: str = "cpu") -> Verified:
 
 def compare(path: Path, golden: Path, tolerance: Tolerance, *, device: str = "cpu") -> Verified:
     """Run the comparison in a fresh process; see `verify`."""
-    if _is_zip(path) and (where := archive.damage(path)):
+    if where := damage(path):
         raise UserError(f"pt: {path.name} is damaged: {where}; export it again")
     report = _run_fresh(path, golden, device)
     if report["smuggled"]:
@@ -115,11 +114,6 @@ def _check_part(target: Path, part: Path, digest: str) -> None:
         raise UserError(f"pt: {part} is missing beside {target.name}; accepted: the one of the same export")
     if sha256_of(part) != digest:
         raise UserError(f"pt: {part} does not belong to {target.name}; export again")
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
 
 
 def _run_fresh(path: Path, golden: Path, device: str) -> dict[str, Any]:
