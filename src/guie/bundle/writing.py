@@ -41,7 +41,8 @@ READS = ("numpy", "pillow", "simplejpeg")
 MADE_BY = ("guie", "torch", "timm", "open_clip_torch")
 LICENCE = "LICENSE-guie.txt"  # of the scripts that are shipped
 # What preprocess.json says is what every model file says of itself.
-FACTS: tuple[str, ...] = ("space_id", "vectors_space_id", "embed_dim", "preprocess", "models")
+FACTS: tuple[str, ...] = ("space_id", "vectors_space_id", "embed_dim", "preprocess", "views", "models")
+FACTS += ("weights", "combine", "postprocess")
 FACTS += ("pixels", "size_px", "batch", "precision", "contract", "guie")
 
 

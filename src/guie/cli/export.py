@@ -62,7 +62,14 @@ def _check_order(cfg: dict[str, Any]) -> None:
 
 
 def _verified(cfg: dict[str, Any]) -> Callable[[], Any]:
+    from guie import huggingface
+
     path = Path(cfg["verify"]).expanduser()
+    if (path / huggingface.WEIGHTS).exists():
+        from guie import checkpoint
+
+        checkpoint.verify(path)
+        return lambda: f"{path}: every file is as it was written"
     if path.is_dir():
         from guie.bundle.verifying import verify
 
