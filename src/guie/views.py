@@ -153,12 +153,14 @@ class Choice(nn.Module):
 class Gating(NamedTuple):
     """A gate over V views by number: the classifier reads `first`, `choice` says what is summed.
 
-    Pictures as high as wide get the views `square` unasked; None: they are asked as all others. `features`
-    names the features that the classifier knows, `key` all of the gate.
+    Pictures as high as wide get the views `square` unasked; None: they are asked as all others. `asked` are
+    the views that others are asked by or may get. `features` names what the classifier reads, `key` all of
+    the gate.
     """
 
     first: int
     square: tuple[int, ...] | None
+    asked: tuple[int, ...]
     choice: Choice
     features: str
     key: str
@@ -167,11 +169,9 @@ class Gating(NamedTuple):
         """Return whether a picture is one of those that get `square`."""
         return self.square is not None and height == width
 
-    def possible(self, *, square: bool) -> set[int]:
+    def possible(self, *, square: bool) -> tuple[int, ...]:
         """Return the views that pictures of this shape may get, or are asked by."""
-        if square:
-            return set(self.square or ())
-        return {self.first, *self.choice.table.any(0).nonzero()[:, 0].tolist()}
+        return (self.square or ()) if square else self.asked
 
 
 @dataclass(frozen=True)
@@ -212,10 +212,11 @@ class Gate:
         first = min(_views(looks, self.by, "by"))
         square = None if self.square is None else tuple(sorted(_views(looks, self.square, "square")))
         seen = self._views_of_classes(looks)
+        asked = tuple(sorted({first}.union(*seen)))
         table = [[view in chosen for view in range(len(looks))] for chosen in seen]
         told = f"{self.classifier.key} {first} {square} {table}"
         key = hashlib.sha256(told.encode()).hexdigest()[:16]
-        return Gating(first, square, Choice(self.classifier, table), self.classifier.features, key)
+        return Gating(first, square, asked, Choice(self.classifier, table), self.classifier.features, key)
 
     def _views_of_classes(self, looks: Sequence[str]) -> list[set[int]]:
         """Return the views of each class, in the classifier's order."""

@@ -39,7 +39,7 @@ class Gated:
         found = self.passed(first, rows)
         chosen = self._chosen(found.feature)
         sums = torch.where(chosen[:, first, None], self.vector(found), 0.0)
-        for view in sorted(self.gating.possible(square=False) - {first}):
+        for view in (view for view in self.gating.asked if view != first):
             mine = chosen[:, view].nonzero()[:, 0]
             if len(mine):
                 sums.index_add_(0, mine, self.vector(self.passed(view, rows[mine])))

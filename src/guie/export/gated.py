@@ -37,7 +37,7 @@ class Chosen(nn.Module):
 
     def __init__(self, looks: Sequence[nn.Module], gating: Gating, summed: str, *, masked: bool) -> None:
         super().__init__()
-        others = sorted(gating.possible(square=False) - {gating.first})
+        others = [number for number in gating.asked if number != gating.first]
         self.first = looks[gating.first]
         self.others = nn.ModuleList([looks[number] for number in others])
         self.choice = gating.choice
