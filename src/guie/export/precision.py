@@ -74,3 +74,21 @@ def _cast(embedder: Any, precision: str) -> Any:
             f"precision: {precision} with a backbone that needs float32 ({reason}); accepted: fp32"
         ) from error
     return twin
+
+
+def mend(model: Any) -> None:
+    """Give folded weights in an ONNX program (onnx_ir.Model) the type of what they are multiplied with.
+
+    The translator folds a batch norm into its convolution in float32, which no runtime then takes beside
+    short maps.
+    """
+    import onnx_ir
+
+    for node in model.graph.all_nodes():
+        if node.op_type != "Conv":
+            continue
+        for value in node.inputs[1:]:
+            if value is not None and value.const_value is not None and value.dtype != node.inputs[0].dtype:
+                numbers = value.const_value.numpy().astype(node.inputs[0].dtype.numpy())
+                value.const_value = onnx_ir.tensor(numbers, name=value.name)
+                value.dtype = node.inputs[0].dtype
