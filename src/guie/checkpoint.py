@@ -125,9 +125,7 @@ def published(folder: Path, state: State, card: str) -> Iterator[Path]:
     """
     with _appearing(folder) as temporary:
         write_durably(temporary / huggingface.CARD, card.encode())
-        weights = _tensor_bytes(state.weights, {"format": "pt"})
-        told = json.dumps({**state.meta, "step": state.step}, indent=1).encode()
-        _seal(temporary, {huggingface.WEIGHTS: weights, huggingface.CONFIG: told})
+        _seal(temporary, _published_files(state))
         yield temporary
 
 
@@ -143,6 +141,11 @@ def _appearing(final: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _published_files(state: State) -> dict[str, bytes]:
+    told = json.dumps({**state.meta, "step": state.step}, indent=1).encode()
+    return {huggingface.WEIGHTS: _tensor_bytes(state.weights, {"format": "pt"}), huggingface.CONFIG: told}
 
 
 def _write_files(folder: Path, state: State) -> None:
