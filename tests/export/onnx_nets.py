@@ -15,6 +15,8 @@ from guie.postprocess.layers import Mapped
 from guie.side import SIDE_DIM
 from guie.views import Cut, Padded, Views, Whole
 
+MOST_PX = 4000
+
 
 def small(seed=0, *, side=False, centre=False):
     """Return an embedder of 24 px pictures, six numbers wide."""
@@ -27,13 +29,14 @@ def small(seed=0, *, side=False, centre=False):
 
 
 def looking(*, seed=1):
-    """Return an embedder with side inputs that looks at a part of the picture, and a map behind."""
-    return Source({"": small(seed, side=True)}, views=Views({"middle": Cut(0.7)}), layers=[mapped(6)])
+    """Return an embedder with side inputs that looks at the middle of a square, and a map behind."""
+    views = Views({"middle": Padded(0.7, most_px=MOST_PX)})
+    return Source({"": small(seed, side=True)}, views=views, layers=[mapped(6)])
 
 
 def rich():
     """Return two embedders, one with side inputs, four looks of each, and a map behind."""
-    views = Views({"whole": Whole(), "padded": Padded(0.8)}, flip=True, summed="raw")
+    views = Views({"whole": Whole(), "middle": Cut(0.7)}, flip=True, summed="raw")
     both = {"a": small(0, centre=True), "b": small(1, side=True)}
     return Source(both, {"a": 0.4, "b": 1.0}, "concat", views, [mapped(12)])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onnx_nets import evaluated, gated, looking, rich, small
+from onnx_nets import MOST_PX, evaluated, gated, looking, rich, small
 from torch import nn
 
 from guie.errors import UserError
@@ -87,7 +87,7 @@ class Shares(nn.Module):
         return shares + x.median(1, keepdim=True).values + x.median(0).values
 
 
-def test_floats_mean_the_nearest_levels_and_other_shapes_are_refused(exported):
+def test_floats_mean_the_nearest_levels_and_what_evaluation_would_see_otherwise_is_refused(exported):
     model, images = runtime.load(exported[1]), draw((20, 30), 1, seed=2)
     floats = images + np.float32(0.4)
     floats[images == 0] = -7
@@ -95,6 +95,8 @@ def test_floats_mean_the_nearest_levels_and_other_shapes_are_refused(exported):
     np.testing.assert_array_equal(model(floats.astype(np.float64)), model(images))
     with pytest.raises(ValueError, match=r"images: \[3, 20, 30\]; accepted: \(B,3,H,W\)"):
         model(images[0])
+    with pytest.raises(ValueError, match="accepted: no side above 4000 pixels"):
+        model(np.zeros((1, 3, MOST_PX + 1, 2), np.uint8))
 
 
 def test_the_program_names_its_axes_and_takes_bytes(exported):

@@ -44,7 +44,8 @@ def write(source: Source, request: Request, path: Path, facts: Mapping[str, Any]
     """
     check(source, request)
     files = program_file(source, request, path)
-    seal(path, {**facts, "opset": OPSET, "parts": {file.name: sha256_of(file) for file in files[1:]}})
+    parts = {file.name: sha256_of(file) for file in files[1:]}
+    seal(path, {**facts, **limits(source), "opset": OPSET, "parts": parts})
     return files
 
 
@@ -57,6 +58,13 @@ def check(source: Source, request: Request) -> None:
             "precision: bf16 with format=onnx; accepted: fp32, fp16, int8 (ONNX Runtime computes no bf16 "
             "on a CPU), or bf16 with format=openvino"
         )
+
+
+def limits(source: Source) -> dict[str, int]:
+    """Return `most_px`, the longest side that a program takes, where views have one: see views.Padded."""
+    looks = source.views.looks.values() if source.views else ()
+    found = [look.most_px for look in looks if hasattr(look, "most_px")]
+    return {"most_px": min(found)} if found else {}
 
 
 def program_file(source: Source, request: Request, path: Path) -> list[Path]:
@@ -140,9 +148,8 @@ def translated(exported: ExportedProgram, axes: Mapping[int, str] | None = None)
     """
     import torch
 
-    from guie.export.precision import mend
-
     from guie.export.operators import own
+    from guie.export.precision import mend
 
     try:
         with _quiet():

@@ -31,8 +31,8 @@ def write(source: Source, request: Request, path: Path, facts: Mapping[str, Any]
     """Write `path` and the weights beside it (.bin); return both.
 
     fp16 are weights stored in half, computed in float32; in bf16 the machine computes what the program
-    holds in bf16, the backbone.
-    Raises UserError for what OpenVINO cannot hold: gated views, an operator that it has not.
+    holds in bf16, the backbone. Raises UserError for what OpenVINO cannot hold: gated views, an operator
+    that it has not.
     """
     check(source, request)
     weights = path.with_suffix(".bin")
@@ -41,7 +41,7 @@ def write(source: Source, request: Request, path: Path, facts: Mapping[str, Any]
         held = replace(request, precision="fp32") if half else request
         program = onnx.program_file(source, held, Path(folder) / "model.onnx")
         convert(program[0], path, half=half)
-    seal(path, {**facts, "parts": {weights.name: sha256_of(weights)}})
+    seal(path, {**facts, **onnx.limits(source), "parts": {weights.name: sha256_of(weights)}})
     return [path, weights]
 
 

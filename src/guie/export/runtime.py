@@ -100,9 +100,11 @@ def load_onnx(path, device):
     chosen = (provider, {"device_id": number} if number else {})
     session = onnxruntime.InferenceSession(path, providers=[chosen])
     taken = session.get_inputs()[0]
+    uint8 = taken.type == "tensor(uint8)"
+    facts = json.loads(session.get_modelmeta().custom_metadata_map.get("guie.json", "{}"))
 
     def run(images):
-        return session.run(None, {taken.name: as_stated(images, taken.type == "tensor(uint8)")})[0]
+        return session.run(None, {taken.name: as_stated(images, uint8, facts.get("most_px"))})[0]
 
     return run
 
@@ -119,20 +121,26 @@ def load_openvino(path, device):
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(model, device.upper(), hint)
     uint8 = model.input(0).element_type == openvino.Type.u8
+    facts = json.loads(model.get_rt_info("guie").value) if model.has_rt_info("guie") else {}
 
     def run(images):
-        return compiled(as_stated(images, uint8))[0]
+        return compiled(as_stated(images, uint8, facts.get("most_px")))[0]
 
     return run
 
 
-def as_stated(images, uint8):
-    """Return pictures as a program of one dtype takes them: floats as the nearest whole levels for uint8."""
+def as_stated(images, uint8, most_px=None):
+    """Return pictures as a program of one dtype takes them: floats as the nearest whole levels for uint8.
+
+    A program without branches does not reduce what is longer than `most_px` before it pads: that is refused.
+    """
     images = np.ascontiguousarray(images)
     if not uint8:
         return images.astype(np.float32, copy=False)
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images: {list(images.shape)}; accepted: (B,3,H,W), RGB, 0..255")
+    if most_px is not None and max(images.shape[2:]) > most_px:
+        raise ValueError(f"images: {list(images.shape)}; accepted: no side above {most_px} pixels")
     if images.dtype == np.uint8:
         return images
     return np.rint(np.clip(np.nan_to_num(images.astype(np.float32)), 0, 255)).astype(np.uint8)
