@@ -271,10 +271,11 @@ def test_bad_pictures_are_listed_beside_the_vectors(words, models, data, tmp_pat
         (["out=x", "split=all"], "split: 'all'; accepted: train, val, test, query, index"),
         (["out=x", "split=val"], "split: val: no rows in folder; accepted: a split that it has"),
         (["out=x", "weights={a:1}"], "weights.a: there is no such model; accepted: with several models"),
+        (["out=x", "combine=mean"], "combine: 'mean'; accepted: concat, average"),
         (["out=x", "ckpt=[a,b]"], "ckpt: ['a', 'b']; accepted: a run, or several by name as in ckpt={a:"),
         (["out=x", "ckpt={a:nowhere}"], "ckpt: nowhere holds no checkpoint; accepted: a run folder"),
         (["out=x", "view=flip"], "view: unknown key; did you mean 'views'?"),
-        (["out=x", "views=mirror"], "views: there is no 'mirror'; accepted: five_crop, flip, padded"),
+        (["out=x", "views=mirror"], "views: there is no 'mirror'; accepted: classifier_tta, five_crop, flip"),
         (
             ["out=x", "views=flip", "views.summed=all"],
             "views.summed: 'all' is not known; accepted: unit",
