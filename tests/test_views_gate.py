@@ -1,5 +1,7 @@
 """The gate of views: which looks the classes of a classifier mean, by name; what it refuses; its key."""
 
+import json
+
 import pytest
 import torch
 
@@ -130,5 +132,10 @@ def test_groups_are_changed_from_the_command_line():
     assert chosen(views, "cars") == [False, False, True, False]
     assert chosen(views, "dishes") == [True, True, False, False]
     assert views.gating.square == (3,) and views.summed == "raw"
+    told = json.loads(json.dumps(views.told()))
+    assert told["gate"]["groups"]["cars"] == {"classes": ["cars"], "looks": ["padded"]}
+    assert told["gate"]["square"] == ["centre"] and told["gate"]["otherwise"] == ["whole", "middle"]
+    assert (told["crop"], told["summed"], told["flip"]) == ("stretch", "raw", False)
+    assert list(told["looks"]) == list(views.looks) and "share=0.9" in told["looks"]["centre"]
     with pytest.raises(UserError, match=r"views\.gate\.groups\.things\.clases: unknown key; did you mean"):
         composed("embed", ["dataset=toy", "views=classifier_tta", "views.gate.groups.things.clases=[toys]"])

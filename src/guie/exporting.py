@@ -80,7 +80,7 @@ def chosen(cfg: Mapping[str, Any]) -> tuple[Source, list[Step]]:
     pipeline = fitted_steps(cfg, space)
     check_averaged(cfg, models.joined, space)
     facts = {"space_id": pipeline.space_id(space), "vectors_space_id": space, **described(models, pipeline)}
-    facts |= {"views": views.key} if views else {}
+    facts |= {"views": views.told()} if views else {}
     facts |= stated(build(cfg["contract"], where="contract") if cfg["contract"] else None)
     layers = pipeline.layers(models.width)
     joined = models.joined

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -207,6 +207,11 @@ class Gate:
         self.otherwise, self.by, self.square, self.classifier = otherwise, by, square, classifier
         self.groups = {name: group for name, group in (groups or {}).items() if group is not None}
 
+    def told(self) -> dict[str, Any]:
+        """Return the gate as plain values, for people."""
+        groups = {name: asdict(group) for name, group in self.groups.items()}
+        return {"by": self.by, "square": self.square, "groups": groups, "otherwise": self.otherwise}
+
     def over(self, looks: Sequence[str]) -> Gating:
         """Return the gate over views, given the look of each; UserError for a look or class that is none."""
         first = min(_views(looks, self.by, "by"))
@@ -285,6 +290,7 @@ class Views:
         self.looks = named or {"whole": Whole()}
         self.scales, self.flip, self.summed = tuple(map(float, scales)), flip, summed
         self.multiple_px, self.min_px, self.crop = multiple_px, min_px, crop
+        self.gate: Gate | None = gate
         self.gating: Gating | None = gate.over(self._look_of_each()) if gate else None
 
     @property
@@ -294,6 +300,13 @@ class Views:
         told = f"{looks} {self.scales} {self.flip} {self.summed} {self.multiple_px} {self.min_px}"
         further = (self.crop, self.gating.key if self.gating else None)
         return " ".join([told, *(setting for setting in further if setting)])
+
+    def told(self) -> dict[str, Any]:
+        """Return what is seen as plain values, for people."""
+        looks = {name: repr(look) for name, look in self.looks.items()}
+        told = {"looks": looks, "scales": list(self.scales), "flip": self.flip, "summed": self.summed}
+        told |= {"crop": self.crop} if self.crop else {}
+        return told | ({"gate": self.gate.told()} if self.gate else {})
 
     def of(self, preprocess: Preprocess) -> list[View]:
         """Return the views of a network that states `preprocess`; a mirrored one follows its plain one."""
