@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from guie import images, resize
-from guie.bundle import alone
+from guie.bundle.verifying import WITHOUT
 from guie.bundle.writing import Order, write
 from guie.embed.space import space_id
 from guie.export import writing
+from guie.export.alone import package_folders
 from guie.export.source import Source
-from guie.export.verify import package_folders
 from guie.models.embedder import Embedder
 from guie.models.necks import Identity
 from guie.models.pooling import Average
@@ -114,8 +114,8 @@ def written(made: Order, folder: Path, **options: Any) -> Path:
 
 def anyone(folder: Path, *arguments: str, without: str = "guie", cwd: Path | None = None) -> Any:
     """Run a bundle's own embed.py in a process that lacks the packages `without`."""
-    names = [str(alone.__file__), str(folder / "embed.py"), without, ":".join(package_folders()), *arguments]
-    command = [sys.executable, "-I", "-S", *names]
+    words = [str(folder / "embed.py"), without, json.dumps(arguments), *package_folders()]
+    command = [sys.executable, "-I", "-S", str(WITHOUT), *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd or folder.parent)
 
 

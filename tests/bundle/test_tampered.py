@@ -10,10 +10,11 @@ import pytest
 import torch
 from small import copied
 
-from guie.bundle import check, verifying
+from guie.bundle import check
 from guie.bundle.verifying import alone, contradictions, verify
 from guie.bundle.writing import write_manifest
 from guie.errors import UserError
+from guie.export import alone as running
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def resigned(folder):
 
 
 def test_one_flipped_bit_in_any_file_is_found_and_named_before_anything_runs(folder, monkeypatch):
-    monkeypatch.setattr(verifying, "package_folders", list)  # nothing to run with
+    monkeypatch.setattr(running, "package_folders", list)  # nothing to run with
     for name in sorted({*os.listdir(folder)} - {check.MANIFEST}):
         kept = (folder / name).read_bytes()
         flipped(folder / name)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,11 +14,12 @@ from guie.bundle import check, embed
 from guie.calibrate import thresholds
 from guie.errors import UserError
 from guie.export import fresh, runtime
-from guie.export.verify import describe, package_folders, sha256_of
+from guie.export.alone import last_words, run_alone
+from guie.export.verify import describe, sha256_of
 
 # What every bundle holds to run without guie: these files, as they are.
 SHIPPED = [Path(str(module.__file__)) for module in (embed, check, images, runtime, fresh)]
-ALONE = Path(__file__).with_name("alone.py")
+WITHOUT = Path(__file__).with_name("without.py")
 
 
 def verify(folder: str | Path, *, device: str = "cpu") -> list[str]:
@@ -37,7 +35,7 @@ def verify(folder: str | Path, *, device: str = "cpu") -> list[str]:
 
 
 def alone(place: Path, *, device: str = "cpu", run: bool = True) -> list[str]:
-    """Return what guie's own copies of the bundle's checks say, in a process where guie cannot be imported.
+    """Return what guie's own copies of the bundle's checks say, in a process without guie and network.
 
     Raises UserError naming every problem.
     """
@@ -45,11 +43,12 @@ def alone(place: Path, *, device: str = "cpu", run: bool = True) -> list[str]:
         for path in SHIPPED:
             shutil.copyfile(path, Path(elsewhere) / path.name)
         asked = ["--verify", "--folder", str(place), "--device", device, *([] if run else ["--files"])]
-        done = _process(Path(elsewhere) / "embed.py", asked, hidden(place))
+        words = (str(Path(elsewhere) / "embed.py"), ",".join(hidden(place)), json.dumps(asked))
+        done = run_alone(WITHOUT, *words, offline=True)
     lines = done.stdout.splitlines()
     wrong = [line.removeprefix(embed.WRONG) for line in lines if line.startswith(embed.WRONG)]
     if done.returncode and not wrong:
-        wrong = [(done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]]
+        wrong = [last_words(done)]
     if wrong:
         raise UserError(f"verify: {place}: {'; '.join(wrong)}; accepted: the bundle as it was exported")
     return lines[:-1]
@@ -62,12 +61,6 @@ def hidden(place: Path) -> tuple[str, ...]:
     except ValueError:  # the check itself says so
         engines = set()
     return fresh.ABSENT if "torch" in engines else (*fresh.ABSENT, "torch")
-
-
-def _process(script: Path, arguments: list[str], absent: tuple[str, ...]) -> subprocess.CompletedProcess:
-    folders = os.pathsep.join(package_folders())
-    command = [sys.executable, "-I", "-S", str(ALONE), str(script), ",".join(absent), folders, *arguments]
-    return subprocess.run(command, cwd=script.parent, capture_output=True, text=True, check=False)
 
 
 def contradictions(place: Path) -> Iterator[str]:
