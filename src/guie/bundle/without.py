@@ -1,8 +1,8 @@
 """Run as a script, in a process of its own: embed.py of a bundle as one who has no guie would run it.
 
-`python -I -S without.py EMBED HIDDEN ARGUMENTS FOLDER...`: ARGUMENTS are embed.py's, as JSON; packages live in
-the FOLDERs; those named in HIDDEN (joined by commas) cannot be imported. Says so and ends with exit code 1 where
-one of them came in by another door.
+`python -I -S without.py EMBED HIDDEN ARGUMENTS FOLDER...`: ARGUMENTS are embed.py's, as JSON; FOLDERs are
+where packages live; those named in HIDDEN (joined by commas) cannot be imported. Says so and ends with exit
+code 1 where one of them came in by another door.
 """
 
 import json
