@@ -148,6 +148,13 @@ def test_models_of_the_same_classes_share_their_labels_and_others_do_not(made, t
     assert write_labels(tmp_path, {"a": tmp_path / "nowhere"}) == []
 
 
+def test_labels_of_a_run_in_stages_are_those_of_its_last_stage(tmp_path):
+    for stage, labels in (("1-first", ("a", "b")), ("2-last", ("c",))):
+        run_folder(tmp_path / "run" / stage, {}, labels)
+    write_labels(tmp_path, {"": tmp_path / "run"})
+    assert (tmp_path / "labels.csv").read_text().splitlines()[1:] == ["0,c,toy/c"]
+
+
 def test_the_table_of_licences_has_weights_data_and_packages(bundle):
     rows = json.loads((bundle / "licences.json").read_text())
     named = {row["of"]: row["name"] for row in rows}

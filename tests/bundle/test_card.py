@@ -55,7 +55,7 @@ def test_thresholds_have_intervals_and_say_where_pairs_are_few(text):
 
 def test_it_names_its_data_with_counts_and_licences_and_the_weights(text):
     assert cells(text, "run | toy") == [["run", "toy", "1,234", "2", "Apache-2.0"]]
-    assert "Training began from these weights: resnet50 from resnet50.safetensors." in text
+    assert "Weights that training began from, or was taught by: resnet50 from resnet50.safetensors." in text
     assert cells(text, "weights")[0][1:3] == [
         "resnet50 from resnet50.safetensors",
         "not stated; look at whoever gave you the file",

@@ -16,7 +16,7 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
 
-from guie import runfolder
+from guie import checkpoint, runfolder
 from guie.bundle import check, decoding, measured
 from guie.bundle.card import Contents, card
 from guie.bundle.licences import of_software
@@ -182,7 +182,11 @@ def write_labels(folder: Path, runs: Mapping[str, str | Path]) -> list[str]:
 
 def _labels(place: Path) -> str:
     """Return the classes of a run or of one of its checkpoints as CSV, '' where they are not at hand."""
-    run = place.parent.parent if place.parent.name == "checkpoints" else place
+    try:
+        found = checkpoint.locate(place, "last")  # of a run in stages that of the last one
+    except UserError:
+        return ""
+    run = found.parent.parent if found.parent.name == "checkpoints" else found
     rows = runfolder.read_labels(run) or []
     text = io.StringIO()
     if rows:
