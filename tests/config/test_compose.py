@@ -71,7 +71,7 @@ def test_a_config_mistake_is_one_line_that_names_the_key(overrides, message):
 @pytest.mark.parametrize(
     ("command", "overrides", "message"),
     [
-        ("export", ["ckpt=x"], "pt: a value is required"),
+        ("submit", ["pt=x"], "kind: a value is required"),
         ("eval", ["search=ivff"], r"search: there is no .ivff.; accepted: exact, hnsw, ivf"),
         ("eval", ["ckpt=none", "backbone=smal"], r"backbone: there is no .smal.; accepted: .*small"),
     ],

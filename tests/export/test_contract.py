@@ -230,6 +230,14 @@ def test_what_cannot_keep_a_contract_is_refused_before_a_checkpoint_is_read(tmp_
         command.run(composed("export", [f"pt={tmp_path / 'model.pt'}", "ckpt=absent", *words]))
 
 
+@pytest.mark.parametrize(
+    ("words", "told"), [([], "nothing"), (["pt=a", "huggingface=b"], "pt and huggingface")]
+)
+def test_an_export_is_one_thing(words, told):
+    with pytest.raises(UserError, match=rf"^pt: {told} given; accepted: one of pt=FILE, bundle, huggingface"):
+        command.run(composed("export", ["ckpt=x", *words]))
+
+
 def test_the_one_batch_that_is_asked_for_may_be_the_only_one():
     build(composed("export", ["contract=guie_5th"])["contract"]).check_order(
         ["torchscript"], "levels", 1, None
