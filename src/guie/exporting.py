@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from guie import assembly, evaluating
+from guie import assembly, checkpoint, evaluating, images
 from guie.build import build, refuse_foreign
 from guie.bundle.writing import Order
 from guie.bundle.writing import write as write_bundle
@@ -28,6 +28,9 @@ from guie.postprocess.pipeline import Pipeline
 from guie.postprocess.step import Step
 from guie.search.exact import Exact
 from guie.train.distributed import World
+
+# Pictures from which int8 takes its ranges.
+CALIBRATION = 64
 
 
 def export_configured(cfg: Mapping[str, Any]) -> Verified:
@@ -68,7 +71,19 @@ def requested(cfg: Mapping[str, Any]) -> Request:
     """Return how the file is to be written."""
     size = cfg["size"]
     size_px = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
-    return Request(cfg["precision"], cfg["batch"], size_px, cfg["pixels"])
+    calibration = training_pictures(cfg) if cfg["precision"] == "int8" else []
+    return Request(cfg["precision"], cfg["batch"], size_px, cfg["pixels"], calibration)
+
+
+def training_pictures(cfg: Mapping[str, Any], count: int = CALIBRATION) -> list[np.ndarray]:
+    """Return `count` pictures (H,W,3) uint8, drawn by `seed`, of what trained the first of the models."""
+    place = next(iter(runs_of(cfg).values()))
+    trained = checkpoint.read(checkpoint.locate(Path(place).expanduser(), "last")).meta["config"]
+    for name, node in trained["dataset"].items():
+        refuse_foreign(node, "guie.datasets", f"{place}: dataset.{name}")
+    rows = assembly.training_rows(assembly.manifests(trained["dataset"], trained["data_root"]))
+    drawn = np.random.default_rng(cfg["seed"]).permutation(len(rows))[:count]
+    return [images.decode(rows.read(row)) for row in drawn]
 
 
 def chosen(cfg: Mapping[str, Any]) -> tuple[Source, list[Step]]:

@@ -98,6 +98,18 @@ def test_maps_of_several_stages_come_back_in_float32():
     assert [stage.dtype for stage in found] == [torch.float32] * 2
 
 
+def test_where_a_margin_ends_is_seen_in_float32():
+    backbone = Timm("resnet10t", pretrained=False, image_px=32, trim=True).eval()
+    images = torch.zeros(1, 3, 32, 32)
+    images[:, :, 10:20, 10:20] = 1.0
+    twin, seen = Short(backbone, torch.bfloat16), []
+    twin.trim.register_forward_hook(lambda _, given, found: seen.extend([given[0].dtype, found]))
+    twin.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    twin(images)
+    assert seen[0] == torch.float32
+    torch.testing.assert_close(seen[2], backbone.trim(images).bfloat16(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("precision", SHORT)
 def test_a_torchscript_file_is_near_the_evaluation_and_half_as_large(tmp_path, precision):
     source, images, size = Source({"": transformer()}), draw((37, 50), 3, 0), {}

@@ -24,13 +24,16 @@ class Short(nn.Module):
 
     def __init__(self, backbone: Any, dtype: torch.dtype) -> None:
         super().__init__()
+        self.trim = getattr(backbone, "trim", nn.Identity())
         self.backbone = shortened(backbone, dtype)
+        if hasattr(backbone, "trim"):  # where a margin ends is seen in float32
+            self.backbone.trim = nn.Identity()
         self.dtype = dtype
         self.prefix_tokens: int = backbone.prefix_tokens
 
     def forward(self, pictures: Tensor) -> Tensor | list[Tensor]:
         """Return what the backbone returns."""
-        found = self.backbone(pictures.to(self.dtype))
+        found = self.backbone(self.trim(pictures).to(self.dtype))
         if isinstance(found, Tensor):
             return found.float()
         return [stage.float() for stage in found]
