@@ -11,12 +11,14 @@ import hashlib
 import json
 import os
 import shutil
+import traceback
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.export.pt2_archive._package import package_pt2
 
@@ -44,11 +46,6 @@ def write(source: Source, request: Request, path: Path, facts: Mapping[str, Any]
 
 def programs(source: Source, request: Request) -> dict[str, ExportedProgram]:
     """Return the programs by name: `model`, or `square` and `other`."""
-    if request.precision == "int8":
-        raise UserError(
-            "precision: int8 with format=pt2; accepted: fp32, bf16, fp16, or format=onnx, openvino, whose "
-            "engines multiply in int8"
-        )
     gating = source.views.gating if source.views else None
     if gating is None or gating.square is None:
         return {"model": program(source, request, "other")}
@@ -71,13 +68,24 @@ def program(source: Source, request: Request, shape: Shape) -> ExportedProgram:
     except Exception as error:  # its own, sympy's or the network's: each refuses in its own way
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"format: torch.export cannot take this network ({reason}); accepted: torchscript, or a network "
-            "without branches on values"
+            f"format: torch.export cannot take {_place(whole, error)} ({reason}); accepted: torchscript, "
+            "or a network without branches on values"
         ) from error
     for module in made.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)
     return made
+
+
+def _place(whole: nn.Module, error: BaseException) -> str:
+    """Return the innermost module in which an error arose, as its path and class."""
+    names = {module: name for name, module in whole.named_modules()}
+    found = "the network"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and names.get(module):
+            found = f"{names[module]} ({type(module).__name__})"
+    return found
 
 
 def example(source: Source, request: Request) -> tuple[torch.Tensor, dict[int, Dim]]:
