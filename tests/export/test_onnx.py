@@ -251,3 +251,43 @@ def test_what_onnx_cannot_hold_is_refused_with_the_reason(tmp_path):
         format_onnx.write(gated(), Request(), tmp_path / "x.onnx", {})
     with pytest.raises(UserError, match="precision: bf16 with format=onnx; accepted: fp32, fp16, int8"):
         format_onnx.write(Source({"": small()}), Request("bf16"), tmp_path / "x.onnx", {})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as Linux tells it")
+def test_a_vit_h14_is_written_within_the_memory_that_it_has_itself(tmp_path):
+    """2.5 GB of weights: above what protobuf holds. Its own process, for memory is counted by process."""
+    command = [sys.executable, "-c", HUGE, str(tmp_path / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["files"] == ["model.onnx", "model.onnx.data"]
+    assert found["difference"] < 1e-4
+    assert found["grown_bytes"] < 0.5 * found["weights_bytes"]
+
+
+HUGE = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from guie import assembly
+from guie.config.compose import composed
+from guie.embed.pictures import vectors_of
+from guie.export import onnx, runtime
+from guie.export.source import Request, Source
+def told(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+words = ["backbone=clip_vit_h14", "backbone.pretrained=null", "neck=linear"]
+embedder = assembly.embedder(composed("train", words)).eval()
+picture = np.random.default_rng(0).integers(0, 256, (1, 3, 500, 400), dtype=np.uint8)
+expected, source = vectors_of(embedder, picture), Source({"": embedder})
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak of making the network
+before = told("VmRSS")
+files = onnx.write(source, Request(), Path(sys.argv[1]), {})
+grown = told("VmHWM") - before
+difference = float(np.abs(runtime.load(files[0])(picture) - expected).max())
+names = [file.name for file in files]
+found = {"files": names, "difference": difference, "grown_bytes": grown, "weights_bytes": source.size_bytes}
+print(json.dumps(found))
+"""
