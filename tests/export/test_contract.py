@@ -171,7 +171,7 @@ def test_answers_are_measured_as_numpy_measures_them():
 
 def test_the_process_that_asks_has_neither_guie_nor_a_network():
     code = f"import sys, runpy; names = runpy.run_path({str(contract.ASKING)!r}); import socket\n"
-    code += "sys.addaudithook(names['refuse']); sys.meta_path.insert(0, names['beside']('fresh').Absent)\n"
+    code += "sys.addaudithook(names['refuse']); sys.meta_path.insert(0, names['beside']('fresh')['Absent'])\n"
     code += "for action in ('import guie', 'socket.create_connection((\"127.0.0.1\", 9))'):\n"
     code += "    try: exec(action)\n    except (ImportError, OSError) as error: print(error)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

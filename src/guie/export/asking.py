@@ -6,19 +6,15 @@ are where torch and numpy live. Prints one line of JSON, for each question: `sha
 Imports nothing of guie but files beside it; whoever opens a connection or asks for a host is refused.
 """
 
-import importlib.util
 import json
 import os
+import runpy
 import sys
 
 
 def beside(name):
-    """Return the module of a file beside this one."""
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Return by name what a file beside this one defines."""
+    return runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py"))
 
 
 def refuse(event, arguments):
@@ -60,9 +56,9 @@ def main():
     """Load and ask."""
     model_path, asked, device, *folders = sys.argv[1:]
     sys.path += folders
-    sys.meta_path.insert(0, beside("fresh").Absent)
+    sys.meta_path.insert(0, beside("fresh")["Absent"])
     sys.addaudithook(refuse)
-    model = beside("runtime").load(model_path, device)
+    model = beside("runtime")["load"](model_path, device)
     print(json.dumps([answered(model, question) for question in json.loads(asked)]))
 
 

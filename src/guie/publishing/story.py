@@ -19,7 +19,7 @@ from guie.export.golden import draw
 from guie.publishing.card import Told, card, measured_in
 
 # What a config says of one machine, or of how a run was begun, and not of the model.
-OF_THE_MACHINE = {"run_dir", "data_root", "resume", "hw", "launch", "tracker", "device", "dry_run"}
+OF_THE_MACHINE = {"run_dir", "resume", "hw", "launch", "tracker", "device", "dry_run"}
 OF_THE_MACHINE |= {"stages", "only", "leakage", "memory_mib", "bad_images", "max_bad_share"}
 # Keys of guie-export that have no meaning for weights, with the value that says nothing.
 OF_A_FILE: dict[str, Any] = {
