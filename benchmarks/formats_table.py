@@ -91,11 +91,11 @@ def decoded(manifest: Manifest, rows: np.ndarray) -> list[np.ndarray]:
 
 
 def grocery(manifest: Manifest, most: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that ask and those that answer, the first `most` of each."""
+    """Return the rows that ask and those that answer, the first `most` of each; who has no match asks not."""
     found = np.char.startswith(manifest.files.astype(str), "grocery/")
     splits = manifest.splits.astype(str)
     asking, answering = (np.flatnonzero(found & (splits == name))[:most] for name in ("query", "index"))
-    return asking, answering
+    return asking[np.isin(manifest.labels[asking], manifest.labels[answering])], answering
 
 
 def precision_at_5(vectors: np.ndarray, labels: np.ndarray, asking: int) -> float:
