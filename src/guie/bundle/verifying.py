@@ -15,6 +15,7 @@ from guie.calibrate import thresholds
 from guie.errors import UserError
 from guie.export import fresh, runtime
 from guie.export.alone import last_words, run_alone
+from guie.export.contract import check_promise
 from guie.export.verify import describe, sha256_of
 
 # What every bundle holds to run without guie: these files, as they are.
@@ -31,6 +32,9 @@ def verify(folder: str | Path, *, device: str = "cpu") -> list[str]:
     lines = alone(place, device=device)
     if problems := list(contradictions(place)):
         raise UserError(f"verify: {place}: {'; '.join(problems)}; accepted: the bundle as it was exported")
+    for model in check.read_manifest(place)["models"]:
+        path = place / model["file"]
+        check_promise(path, describe(path), device)
     return lines
 
 

@@ -19,7 +19,7 @@ TORCH_FREE = ("onnx", "openvino")
 class Absent:
     """A finder that hides the packages an exported file must not need."""
 
-    hidden = ABSENT
+    hidden: tuple = ABSENT
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -32,6 +32,7 @@ def runtime():
     """Return the module beside this file that every bundle holds a copy of."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runtime.py")
     spec = importlib.util.spec_from_file_location("runtime", path)
+    assert spec and spec.loader, "a file that is there has both"
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

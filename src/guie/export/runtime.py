@@ -111,7 +111,8 @@ def load_onnx(path, device):
 
 def load_openvino(path, device):
     """Run OpenVINO, without torch; `device` as OpenVINO calls it: cpu, gpu, gpu.1."""
-    sys.modules.setdefault("openvino_telemetry", None)  # openvino reports its use when it is imported
+    # It would report its use to its makers when it is imported.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
     core = openvino.Core()

@@ -109,9 +109,9 @@ def golden_of(source: Source, request: Request, evaluate: Evaluate) -> Golden:
     """Return the pairs that a file must reproduce: of any size and batch, or of the one that it takes."""
     batches = GOLDEN_BATCHES if request.batch is None else (request.batch,)
     if request.pixels == "normalised":
-        sizes, inputs = [source.preprocess.size_px], _normalised(source)
-        return make_golden(evaluate, sizes=sizes, batches=batches, inputs=inputs)
-    sizes = [request.size_px] if request.size_px else GOLDEN_SIZES
+        inputs = _normalised(source)
+        return make_golden(evaluate, sizes=[source.preprocess.size_px], batches=batches, inputs=inputs)
+    sizes = (request.size_px,) if request.size_px else GOLDEN_SIZES
     return make_golden(evaluate, sizes=sizes, batches=batches, drawing=drawing(source))
 
 
