@@ -40,7 +40,7 @@ HEAD = "| format | precision | images/s | start-up s | MiB | file MB | least cos
 STARTED = """
 import json, resource, sys
 import numpy as np
-sys.path.insert(0, sys.argv[1])
+sys.path.append(sys.argv[1])  # behind the packages that its modules are named after
 import runtime
 vectors = runtime.load(sys.argv[2])(np.zeros((1, 3, 224, 224), np.uint8))
 used = resource.getrusage(resource.RUSAGE_SELF)
