@@ -58,8 +58,8 @@ def cast(source: Source, precision: str) -> Source:
         return source
     if precision not in SHORT:
         raise UserError(
-            f"precision: {precision} in torch's own formats, which compute it no faster than float32; "
-            "accepted: fp32, bf16, fp16, or int8 with format=onnx or openvino"
+            f"precision: {precision} is not offered in torch's own formats; accepted: fp32, bf16, fp16, or "
+            "int8 with format=onnx or openvino"
         )
     return replace(source, embedders={name: _cast(one, precision) for name, one in source.embedders.items()})
 

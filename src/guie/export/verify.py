@@ -119,5 +119,7 @@ def _check_part(target: Path, part: Path, digest: str) -> None:
 def _run_fresh(path: Path, golden: Path, device: str) -> dict[str, Any]:
     done = run_alone(FRESH, str(path.absolute()), str(golden.absolute()), device)
     if done.returncode:
-        raise UserError(f"pt: {path.name} does not run without the project: {last_words(done)}")
+        said = last_words(done).rstrip(".")
+        accepted = "a network that the format runs, another format or precision"
+        raise UserError(f"pt: {path.name} does not run without the project ({said}); accepted: {accepted}")
     return json.loads(done.stdout.splitlines()[-1])
