@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from guie.export.gated import Chosen, Gated
 from guie.export.precision import cast
-from guie.export.prepare import Levels
+from guie.export.prepare import Levels, Normalised
 from guie.export.source import Request, Source
 from guie.postprocess.layers import Layer, Mapped, Subtracted
 from guie.side import SIDE_DIM
@@ -198,7 +198,13 @@ def composed(source: Source, request: Request, lowering: Lowering) -> Composed:
     # An embedder alone is not scaled: a product with 1 is nothing, one with another weight is undone by L2.
     weights = [source.weight(name) if len(members) > 1 else 1.0 for name in source.embedders]
     steps = [_step(layer) for layer in source.layers]
-    return Composed(nn.Identity() if bare else Levels(), members, weights, source.combine, steps).eval()
+    return Composed(_taken(source, request), members, weights, source.combine, steps).eval()
+
+
+def _taken(source: Source, request: Request) -> nn.Module:
+    if request.pixels == "normalised":
+        return Normalised(request.batch, source.preprocess.size_px)
+    return Levels(request.batch, request.size_px)
 
 
 def _member(embedder: Any, views: Views | None, lowering: Lowering, bare: bool) -> nn.Module:

@@ -18,7 +18,39 @@ def prepared(view: View) -> nn.Module:
     return nn.Sequential(view.look, Prepare(view.preprocess))
 
 
-class Levels(nn.Module):
+class Taken(nn.Module):
+    """Pictures as they come, of a `batch` and `size_px` (height, width); None takes any."""
+
+    def __init__(self, batch: int | None = None, size_px: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        shape = [batch, 3, *(size_px or (None, None))]
+        self.shape = [side or 0 for side in shape]
+        named = [name if side is None else str(side) for name, side in zip("B3HW", shape, strict=True)]
+        self.accepted = f"({','.join(named)})"
+
+    def wrong(self, images: Tensor) -> bool:
+        """Return whether pictures have another shape."""
+        if images.dim() != 4:
+            return True
+        for axis, side in enumerate(self.shape):
+            if side > 0 and images.size(axis) != side:
+                return True
+        return False
+
+
+class Normalised(Taken):
+    """(B,3,h,w) floating, as a network reads them, in float32."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the numbers; raises ValueError for another shape and for whole levels."""
+        if self.wrong(images) or not images.is_floating_point():
+            raise ValueError(
+                f"images: {list(images.shape)} {images.dtype}; accepted: {self.accepted}, normalised, float32"
+            )
+        return images.float()
+
+
+class Levels(Taken):
     """(B,3,H,W) uint8 or float 0..255 -> uint8.
 
     Float pictures are clamped to 0..255 and rounded to whole levels (halves to the even one, NaN to 0), so
@@ -26,9 +58,9 @@ class Levels(nn.Module):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return whole levels; raises ValueError for another shape than (B,3,H,W)."""
-        if images.dim() != 4 or images.size(1) != 3:
-            raise ValueError(f"images: {list(images.shape)}; accepted: (B,3,H,W), RGB, 0..255")
+        """Return whole levels; raises ValueError for another shape."""
+        if self.wrong(images):
+            raise ValueError(f"images: {list(images.shape)}; accepted: {self.accepted}, RGB, 0..255")
         if images.dtype == torch.uint8:
             return images
         return torch.nan_to_num(images.float(), 0.0).clamp(0.0, 255.0).round().to(torch.uint8)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import traceback
 import zipfile
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.pt2_archive._package import package_pt2
 
 from guie.errors import UserError
-from guie.export.archive import METADATA
+from guie.export.archive import METADATA, rewrite
 from guie.export.composed import Lowering, composed
 from guie.export.graph import prepared
 from guie.export.source import Request, Source
@@ -106,22 +105,17 @@ def example(source: Source, request: Request) -> tuple[torch.Tensor, dict[int, D
 
 def share_weights(path: Path) -> None:
     """Keep of equal weights in an archive one, which all programs name."""
-    smaller = path.with_name(f"{path.name}.smaller")
     kept: dict[str, str] = {}
     renamed: dict[str, str] = {}
-    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(smaller, "w") as once:
-        for entry in whole.infolist():
-            if _WEIGHT in entry.filename and not entry.filename.endswith(".json"):
-                name = os.path.basename(entry.filename)
-                renamed[name] = kept.setdefault(_digest(whole, entry), name)
-                if renamed[name] != name:
-                    continue
-            if entry.filename.endswith(_CONFIG):
-                once.writestr(entry.filename, _naming(whole.read(entry), renamed))
-                continue
-            with whole.open(entry) as read, once.open(entry.filename, "w", force_zip64=True) as write:
-                shutil.copyfileobj(read, write)
-    os.replace(smaller, path)
+
+    def once(whole: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str | None:
+        if _WEIGHT in entry.filename and not entry.filename.endswith(".json"):
+            name = os.path.basename(entry.filename)
+            renamed[name] = kept.setdefault(_digest(whole, entry), name)
+            return None if renamed[name] == name else ""
+        return _naming(whole.read(entry), renamed) if entry.filename.endswith(_CONFIG) else None
+
+    rewrite(path, once)
 
 
 def _digest(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:

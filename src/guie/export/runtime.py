@@ -137,6 +137,8 @@ def as_stated(images, uint8, most_px=None):
     """
     images = np.ascontiguousarray(images)
     if not uint8:
+        if not np.issubdtype(images.dtype, np.floating):
+            raise ValueError(f"images: {images.dtype}; accepted: float32, normalised as the network reads it")
         return images.astype(np.float32, copy=False)
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images: {list(images.shape)}; accepted: (B,3,H,W), RGB, 0..255")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from guie.export.archive import METADATA
+from guie.export.archive import METADATA, rewrite
 from guie.export.composed import Example, Lowering, Network, composed
 from guie.export.prepare import prepared
 from guie.export.source import Request, Source
@@ -21,6 +21,8 @@ def write(source: Source, request: Request, path: Path, facts: Mapping[str, Any]
     """Write `path`; return it, the one file that there is."""
     with torchscript_allowed():
         torch.jit.save(program(source, request), str(path), _extra_files={METADATA: json.dumps(facts)})
+    # What debuggers read are lines of the source, and where it lay on this machine.
+    rewrite(path, lambda _, entry: "" if entry.filename.endswith(".debug_pkl") else None)
     return [path]
 
 
