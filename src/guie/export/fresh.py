@@ -2,8 +2,8 @@
 
 `python -I -S fresh.py MODEL GOLDEN DEVICE FOLDER...`: FOLDERs are where torch and numpy live; `-S` keeps .pth
 files, so editable installs, out of the path. Prints one line of JSON: `difference` (largest, absolute),
-`cosine` (least), `faults` (wrong shapes or dtypes), `sizes`, `dtypes`, `batches`, `smuggled` (hidden packages
-that came in). Imports nothing of guie but the file that bundles hold, and refuses whoever tries.
+`cosine` (least), `faults` (wrong shapes, dtypes or lengths), `sizes`, `dtypes`, `batches`, `smuggled` (hidden
+packages that came in). Imports nothing of guie but the file that bundles hold, and refuses whoever tries.
 """
 
 import importlib.util
@@ -14,6 +14,8 @@ import sys
 ABSENT = ("guie", "timm", "open_clip", "torchvision")
 # What must not be needed where torch is not the engine.
 TORCH_FREE = ("onnx", "openvino")
+# How far a vector's length may be from 1: a cosine alone would not tell.
+NEAR = 1e-3
 
 
 class Absent:
@@ -60,9 +62,13 @@ def compare(model_path, golden_path, device):
         if found.shape != expected.shape or found.dtype != np.float32:
             faults.append(f"{images.shape} {images.dtype} gave {found.shape} {found.dtype}")
             continue
+        lengths = np.linalg.norm(found.astype(float), axis=1)
+        if np.abs(lengths - 1).max() > NEAR:
+            faults.append(f"{images.shape} {images.dtype} gave vectors of length {lengths.max():.6g}")
+            continue
         # numpy keeps what is not a number, Python's max() would lose it.
         worst = float(np.max([worst, np.abs(found - expected).max()]))
-        least = float(np.min([least, (found.astype(float) * expected).sum(1).min()]))
+        least = float(np.min([least, ((found.astype(float) * expected).sum(1) / lengths).min()]))
         size = list(images.shape[2:])
         sizes += [] if size in sizes else [size]
         dtypes.add(str(images.dtype))

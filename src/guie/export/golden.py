@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from guie import resize
 from guie.errors import UserError
+from guie.types import Preprocess
 
 Evaluate = Callable[[Sequence[np.ndarray]], np.ndarray]  # N pictures (3,H,W) uint8 -> vectors (N,D) float32
 
@@ -21,6 +23,7 @@ GOLDEN_SIZES: tuple[tuple[int, int], ...] = ((1, 1), (37, 500), (224, 224), (120
 GOLDEN_BATCHES: tuple[int, ...] = (1, 3, 8)
 BLOCK_PX = 7
 MOST_BLOCKS = 72  # along the longer side
+MARGIN = 4  # its part of a side
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def draw(size: tuple[int, int], count: int, seed: int) -> np.ndarray:
     """Return (count,3,H,W) uint8 of random flat blocks over a ramp.
 
     Block edges make any other resize filter visible; flat areas keep the file small, so that large pictures
-    have larger blocks.
+    have larger blocks. Every third picture has a plain margin, which networks may trim.
     """
     height, width = size
     rng = np.random.default_rng((seed, height, width))
@@ -55,12 +58,23 @@ def draw(size: tuple[int, int], count: int, seed: int) -> np.ndarray:
     grid = (count, 3, -(-height // px), -(-width // px))
     blocks = rng.integers(0, 192, grid, dtype=np.uint8).repeat(px, axis=2).repeat(px, axis=3)
     ramp = np.add.outer(np.arange(height), np.arange(width)) * 63 // max(1, height + width)
-    return blocks[:, :, :height, :width] + ramp.astype(np.uint8)
+    pictures = blocks[:, :, :height, :width] + ramp.astype(np.uint8)
+    above, before = height // MARGIN, width // MARGIN
+    plain = np.ones((height, width), bool)
+    plain[above : height - above, before : width - before] = False
+    pictures[2::3, :, plain] = 255
+    return pictures
 
 
 def draw_each(sizes: Sequence[tuple[int, int]], count: int, seed: int) -> list[np.ndarray]:
     """Return `count` pictures of each size."""
     return [draw(size, count, seed) for size in sizes]
+
+
+def normalised(picture: np.ndarray, spec: Preprocess) -> np.ndarray:
+    """Return a picture (H,W,3) uint8 as a network reads it, (3,h,w) float32."""
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in (spec.mean, spec.std))
+    return ((resize.apply(picture, spec) / 255 - mean) / std).astype(np.float32)
 
 
 def make_golden(

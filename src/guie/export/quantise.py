@@ -18,6 +18,7 @@ import numpy as np
 
 from guie import resize
 from guie.errors import UserError
+from guie.export.golden import normalised
 
 if TYPE_CHECKING:
     from guie.export.source import Request, Source
@@ -97,8 +98,7 @@ def shown(source: Source, request: Request) -> Iterator[np.ndarray]:
 def _fitted(picture: np.ndarray, source: Source, request: Request) -> np.ndarray:
     spec = source.preprocess
     if request.pixels == "normalised":
-        mean, std = (np.array(values).reshape(3, 1, 1) for values in (spec.mean, spec.std))
-        return ((resize.apply(picture, spec) / 255 - mean) / std).astype(np.float32)
+        return normalised(picture, spec)
     if request.size_px is None:
         return np.ascontiguousarray(picture.transpose(2, 0, 1))
     return resize.apply(picture, replace(spec, size_px=request.size_px, crop="stretch"))
