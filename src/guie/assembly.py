@@ -221,6 +221,14 @@ def trained_embedder(path: str | Path) -> tuple[Any, dict[str, Any]]:
     return made.eval(), {**state.meta, **own, "ckpt": str(folder)}
 
 
+def evaluated_in_training(trained: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the nodes `eval_on` and `protocol` of a run's config; UserError where one names foreign code."""
+    found = {key: trained.get(key) or {} for key in ("eval_on", "protocol")}
+    for key, package in (("eval_on", "guie.datasets"), ("protocol", "guie.protocols")):
+        refuse_foreign(found[key], package, key)
+    return found
+
+
 def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
     """Return a node whose pretrained weights, and those of an ensemble's members, stay away."""
     inner = {key: without_weights(item) for key, item in node.items() if isinstance(item, Mapping)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ log = logging.getLogger("guie")
 LONGEST = 120  # characters of the data sets' names together in that of a folder
 # Keys that say how pictures are embedded, and which.
 EMBEDS = ("ckpt", "weights", "combine", "keep", "ckpt_cls", "views", "backbone", "pool")
+NAME = re.compile(r"\w[\w.-]*")  # of one of several models: files are called by it
 PICTURES = ("dataset", "distractors", "bank", "eval_cap")
 
 
@@ -90,9 +92,8 @@ def of_model(cfg: Mapping[str, Any], notice: Any, here: Any) -> None:
     models = trained_models(cfg, here)
     trained, folder = models.trained, models.folder
     if not cfg["dataset"]:  # evaluated as it was in training
-        seen = trained or {}
-        cfg = {**cfg, "dataset": seen.get("eval_on", {})}
-        cfg["protocol"] = cfg["protocol"] or seen.get("protocol") or {}
+        seen = assembly.evaluated_in_training(trained or {})
+        cfg = {**cfg, "dataset": seen["eval_on"], "protocol": cfg["protocol"] or seen["protocol"]}
     rows = _rows(cfg, here)
     views = assembly.views(cfg)
     home = _home(folder)
@@ -221,6 +222,8 @@ def chosen_models(cfg: Mapping[str, Any]) -> dict[str, str | None]:
     if not ckpt or not isinstance(ckpt, Mapping):
         raise UserError(f"ckpt: {ckpt}; accepted: a run, or several by name as in ckpt={{a:runs/a,b:runs/b}}")
     for name, path in ckpt.items():
+        if not NAME.fullmatch(str(name)):
+            raise UserError(f"ckpt: '{name}' as a model's name; accepted: letters, digits, '_' and '-'")
         if not isinstance(path, str):
             raise UserError(f"ckpt.{name}: {path!r}; accepted: a run or checkpoint")
     return {str(name): str(Path(path).expanduser()) for name, path in ckpt.items()}

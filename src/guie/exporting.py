@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ from guie.embed.several import Models
 from guie.errors import UserError
 from guie.export.contract import stated
 from guie.export.formats import check_formats
-from guie.export.source import Request, Source
+from guie.export.source import Request, Source, size_of
 from guie.export.verify import Verified
 from guie.export.writing import export
 from guie.postprocess import saved
+from guie.postprocess.layers import width_behind
 from guie.postprocess.pipeline import Pipeline
 from guie.postprocess.step import Step
 from guie.search.exact import Exact
@@ -69,21 +72,28 @@ def runs_of(cfg: Mapping[str, Any]) -> dict[str, str]:
 
 def requested(cfg: Mapping[str, Any]) -> Request:
     """Return how the file is to be written."""
-    size = cfg["size"]
-    size_px = None if size is None else (size, size) if isinstance(size, int) else tuple(size)
     calibration = training_pictures(cfg) if cfg["precision"] == "int8" else []
-    return Request(cfg["precision"], cfg["batch"], size_px, cfg["pixels"], calibration)
+    return Request(cfg["precision"], cfg["batch"], size_of(cfg["size"]), cfg["pixels"], calibration)
 
 
 def training_pictures(cfg: Mapping[str, Any], count: int = CALIBRATION) -> list[np.ndarray]:
-    """Return `count` pictures (H,W,3) uint8, drawn by `seed`, of what trained the first of the models."""
+    """Return `count` pictures (H,W,3) uint8, drawn by `seed`, of what trained the first of the models.
+
+    Bad pictures are passed over, as in training.
+    """
     place = next(iter(runs_of(cfg).values()))
     trained = checkpoint.read(checkpoint.locate(Path(place).expanduser(), "last")).meta["config"]
     for name, node in trained["dataset"].items():
         refuse_foreign(node, "guie.datasets", f"{place}: dataset.{name}")
     rows = assembly.training_rows(assembly.manifests(trained["dataset"], trained["data_root"]))
-    drawn = np.random.default_rng(cfg["seed"]).permutation(len(rows))[:count]
-    return [images.decode(rows.read(row)) for row in drawn]
+    drawn = np.random.default_rng(cfg["seed"]).permutation(len(rows))
+    return list(islice(_good(rows, drawn), count))
+
+
+def _good(rows: Any, drawn: Iterable[int]) -> Iterator[np.ndarray]:
+    for row in drawn:
+        with suppress(images.BadImage):
+            yield images.decode(rows.read(int(row)))
 
 
 def chosen(cfg: Mapping[str, Any]) -> tuple[Source, list[Step]]:
@@ -96,9 +106,11 @@ def chosen(cfg: Mapping[str, Any]) -> tuple[Source, list[Step]]:
     check_averaged(cfg, models.joined, space)
     facts = {"space_id": pipeline.space_id(space), "vectors_space_id": space, **described(models, pipeline)}
     facts |= {"views": views.told()} if views else {}
-    facts |= stated(build(cfg["contract"], where="contract") if cfg["contract"] else None)
-    layers = pipeline.layers(models.width)
-    joined = models.joined
+    contract = build(cfg["contract"], where="contract") if cfg["contract"] else None
+    facts |= stated(contract)
+    layers, joined = pipeline.layers(models.width), models.joined
+    if contract:
+        contract.check_width(width_behind(layers, models.width))
     source = Source(models.embedders, joined.weights, joined.combine, views, layers, facts)
     return source, list(pipeline.steps.values())
 
@@ -110,7 +122,10 @@ def fitted_steps(cfg: Mapping[str, Any], space: str) -> Pipeline:
     """
     nodes = cfg["postprocess"]
     if cfg["fitted"] and not nodes:
-        nodes = saved.nodes(Path(cfg["fitted"]).expanduser())
+        try:
+            nodes = saved.nodes(Path(cfg["fitted"]).expanduser())
+        except UserError as error:
+            raise UserError(f"fitted: {error}") from error
         for name, node in nodes.items():
             refuse_foreign(node, "guie.postprocess", f"{cfg['fitted']}: {name}")
     pipeline = saved.configured(nodes, Exact(), cfg["fitted"], space_id=space)

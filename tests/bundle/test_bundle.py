@@ -145,7 +145,9 @@ def test_models_of_the_same_classes_share_their_labels_and_others_do_not(made, t
     same = made.run / "checkpoints" / "step_000001"
     assert write_labels(tmp_path, {"a": made.run, "b": same}) == ["labels.csv"]
     assert write_labels(tmp_path, {"a": made.run, "b": other}) == ["labels-a.csv", "labels-b.csv"]
+    assert write_labels(tmp_path, {"": made.run, "ckpt_cls": other}) == ["labels-ckpt_cls.csv", "labels.csv"]
     assert write_labels(tmp_path, {"a": tmp_path / "nowhere"}) == []
+    assert write_labels(tmp_path, {"": tmp_path / "nowhere", "ckpt_cls": other}) == ["labels-ckpt_cls.csv"]
 
 
 def test_labels_of_a_run_in_stages_are_those_of_its_last_stage(tmp_path):

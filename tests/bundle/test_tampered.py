@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import copied
 
-from guie.bundle import check
+from guie.bundle import check, embed
 from guie.bundle.verifying import alone, contradictions, verify
 from guie.bundle.writing import write_manifest
 from guie.errors import UserError
@@ -77,6 +77,24 @@ def test_a_manifest_may_not_name_files_elsewhere(folder):
     (folder / "manifest.json").write_bytes(check.sealed(manifest))
     with pytest.raises(ValueError, match=r"names \.\./secret, which is outside of the bundle"):
         check.read_manifest(folder)
+
+
+@pytest.mark.parametrize("key", ["file", "golden"])
+def test_a_manifest_may_not_name_models_that_it_does_not_list(folder, key):
+    manifest = check.read_manifest(folder)
+    manifest["models"][0][key] = "../model.pt"
+    (folder / "manifest.json").write_bytes(check.sealed(manifest))
+    with pytest.raises(UserError, match=r"names \.\./model\.pt, which is outside of the bundle"):
+        verify(folder)
+    with pytest.raises(ValueError, match=r"names \.\./model\.pt"):
+        embed.Embedder(str(folder))
+
+
+@pytest.mark.parametrize("rest", [{}, {"files": []}, {"files": {}, "models": 5}, {"files": 1, "models": []}])
+def test_a_manifest_that_fits_its_own_sha256_and_is_none_is_named(folder, rest):
+    (folder / "manifest.json").write_bytes(check.sealed({"format": check.FORMAT, **rest}))
+    with pytest.raises(UserError, match=r"manifest\.json: changed, no bundle's"):
+        verify(folder)
 
 
 def changed_json(folder, name, change):

@@ -1,12 +1,15 @@
 """A Hugging Face folder in the place of a run: evaluated to the same numbers, trained on, averaged."""
 
+import hashlib
 import json
 import logging
+import shutil
 
 import pytest
 from commands import TINY, metrics, run
 
 from guie import checkpoint, souping
+from guie.errors import UserError
 from guie.publishing import story
 
 
@@ -26,6 +29,20 @@ def test_it_is_evaluated_as_the_run_was_and_stays_as_it_is(tiny_run, published, 
     expected = metrics(tiny_run.folder)
     assert found["trained"] == expected["trained"] and found["space_id"] == expected["space_id"]
     assert {path: path.stat().st_mtime_ns for path in published.iterdir()} == before
+
+
+def test_foreign_code_as_its_data_or_protocol_is_refused(tiny_run, published, tmp_path):
+    for key, target in (("eval_on", "guie.train.hooks.NoTracker"), ("protocol", "guie.local.images.Images")):
+        shutil.copytree(published, tmp_path / key)
+        told = json.loads((tmp_path / key / "config.json").read_text())
+        told["config"][key] = {"toy": {"_target_": target}}
+        data = json.dumps(told).encode()
+        (tmp_path / key / "config.json").write_bytes(data)
+        manifest = json.loads((tmp_path / key / "manifest.json").read_bytes())
+        manifest["files"]["config.json"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        (tmp_path / key / "manifest.json").write_text(json.dumps(manifest, separators=(",", ":")))
+        with pytest.raises(UserError, match=rf"^{key}\.toy: _target_ '{target}'; accepted: guie\."):
+            run("eval", f"ckpt={tmp_path / key}", f"data_root={tiny_run.data}", "floors=false")
 
 
 def test_a_run_starts_from_its_embedder_with_a_head_of_its_own(tiny_run, published, tmp_path, caplog):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -303,8 +304,50 @@ def test_a_file_that_guie_did_not_write_is_named(tmp_path, content):
 
 
 def test_a_second_model_in_a_folder_does_not_take_the_first_ones_golden_file(copied):
-    assert writing.golden_name(copied) == "golden.npz"
-    assert writing.golden_name(copied.with_name("other.pt")) == "other.golden.npz"
+    assert writing.golden_name(copied, "golden.npz") == "golden.npz"
+    other = copied.with_name("other.pt")
+    assert writing.golden_name(other) == "other.golden.npz"
+    (copied.parent / "other.golden.npz").touch()  # of other.onnx
+    assert writing.golden_name(other) == "other.pt.golden.npz"
+
+
+def test_a_model_may_be_called_what_golden_files_are_called(tmp_path):
+    assert writing.golden_name(tmp_path / "golden.npz") == "golden.golden.npz"
+
+
+def saying(path: Path, facts: object) -> Path:
+    """Write an archive that says `facts` of itself."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/guie.json", json.dumps(facts))
+    return path
+
+
+@pytest.mark.parametrize("facts", [{}, [], {"golden": "golden.npz"}])
+def test_a_file_that_says_less_than_all_do_is_none_of_guie_and_can_be_replaced(facts, tmp_path, small):
+    path = saying(tmp_path / "model.pt", facts)
+    with pytest.raises(UserError, match=r"model.pt is no readable file of guie-export"):
+        verify(path)
+    written(Tiny(Convolution()), path, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["golden.npz", "model.pt"]
+
+
+@pytest.mark.parametrize("name", ["../golden.npz", "/golden.npz", "..", ""])
+def test_a_file_may_not_name_files_elsewhere_and_none_is_written_there(name, tmp_path, small, embedder):
+    (tmp_path / "in").mkdir()
+    honest = {"format": "torchscript", "golden_sha256": "", "tolerance": {}}
+    for facts in ({**honest, "golden": name}, {**honest, "golden": "g.npz", "parts": {name: ""}}):
+        path = saying(tmp_path / "in" / "model.pt", facts)
+        with pytest.raises(UserError, match=r"model.pt is no readable file of guie-export"):
+            describe(path)
+    written(embedder, path, overwrite=True)
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def test_weights_beside_a_file_replace_only_its_own(tmp_path, embedder):
+    (tmp_path / "model.bin").write_bytes(b"firmware")
+    with pytest.raises(UserError, match=r"pt: its weights go to .*model.bin, which exists; accepted"):
+        written(embedder, tmp_path / "model.xml", format="openvino", overwrite=True)
+    assert (tmp_path / "model.bin").read_bytes() == b"firmware"
 
 
 def test_an_existing_file_is_refused_unless_overwriting_is_asked(tmp_path):

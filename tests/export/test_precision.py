@@ -140,7 +140,7 @@ def test_a_backbone_that_needs_float32_is_refused_in_one_line():
 
 
 def test_torchs_formats_refuse_int8_with_the_reason(tmp_path):
-    with pytest.raises(UserError, match=r"precision: int8 in torch's own formats.*format=onnx or openvino"):
+    with pytest.raises(UserError, match=r"precision: int8 with format=torchscript; .*=onnx or openvino"):
         formats.writer("torchscript").write(
             Source({"": small()}), Request("int8"), tmp_path / "m.pt", {"format": "torchscript"}
         )

@@ -27,19 +27,26 @@ def canonical(value):
 
 
 def read_manifest(folder):
-    """Return the manifest of a bundle; ValueError where it is none, or not as it was written."""
+    """Return the manifest of a bundle; ValueError where it is none, or not as it was written.
+
+    What it names lies in the folder, and a model's files are among those that are listed.
+    """
     try:
         with open(os.path.join(folder, MANIFEST), "rb") as file:
             data = file.read()
         manifest = json.loads(data)
         same = data == sealed(manifest) and manifest["format"] == FORMAT
+        files = dict(manifest["files"]).keys()
+        used = [name for model in manifest["models"] for name in (model["file"], model["golden"])]
+        strange = [name for name in files if os.path.basename(name) != name]
+        strange += [name for name in used if name not in files]
     except OSError as error:
         raise ValueError(f"{MANIFEST}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{MANIFEST}: changed, no bundle's") from error
     if not same:
         raise ValueError(f"{MANIFEST}: changed, or of another version")
-    if strange := [name for name in manifest["files"] if os.path.basename(name) != name]:
+    if strange:
         raise ValueError(f"{MANIFEST}: names {strange[0]}, which is outside of the bundle")
     return manifest
 

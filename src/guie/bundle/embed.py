@@ -46,7 +46,7 @@ class Embedder:
 
     def __init__(self, folder=HERE, model=None, device="cpu"):
         self.told = read_json(folder, "preprocess.json")
-        self.name = self.chosen(read_json(folder, "manifest.json")["models"], model)
+        self.name = self.chosen(beside("check").read_manifest(folder)["models"], model)
         self.dim = self.told["embed_dim"]
         self.images = beside("images")
         self.run = beside("runtime").load(os.path.join(folder, self.name), device)

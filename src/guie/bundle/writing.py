@@ -170,11 +170,17 @@ def _models(folder: Path, formats: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def write_labels(folder: Path, runs: Mapping[str, str | Path]) -> list[str]:
-    """Write labels.csv (id, label, full), one for each run where they differ; return the files' names."""
+    """Write labels.csv (id, label, full), one for each run where they differ; return the files' names.
+
+    That of a model alone keeps the name beside the one of its gate.
+    """
     tables = {name: _labels(Path(place).expanduser()) for name, place in runs.items()}
-    present = {name: text for name, text in tables.items() if text}
-    alike = len(set(present.values())) == 1
-    written = {"labels.csv" if alike else f"labels-{name}.csv": text for name, text in present.items()}
+    alike = len(set(tables.values())) == 1
+    written = {
+        f"labels-{name}.csv" if name and not alike else "labels.csv": text
+        for name, text in tables.items()
+        if text
+    }
     for file, text in written.items():
         (folder / file).write_text(text, encoding="utf-8", newline="")
     return sorted(written)

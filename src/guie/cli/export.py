@@ -20,6 +20,8 @@ def run(cfg: dict[str, Any]) -> None:
     if len(asked) != 1:
         given = " and ".join(asked) or "nothing"
         raise UserError(f"pt: {given} given; accepted: one of pt=FILE, bundle, huggingface or verify=PATH")
+    if cfg["device"] != "cpu" and not cfg["verify"]:
+        raise UserError(f"device: {cfg['device']} with {asked[0]}; accepted: cpu, or any with verify=PATH")
     told = kinds[asked[0]](cfg)
     speak()
     print(told())
@@ -27,15 +29,22 @@ def run(cfg: dict[str, Any]) -> None:
 
 def _exported(cfg: dict[str, Any]) -> Callable[[], Any]:
     from guie.export.destination import check_destination
-    from guie.export.formats import check_formats
+    from guie.export.formats import check_formats, check_name
 
     _check_order(cfg)
-    if len(check_formats(cfg["format"])) > 1:
+    format, *others = check_formats(cfg["format"])
+    if others:
         raise UserError(f"format: {cfg['format']} in one file; accepted: one of them, or bundle=FOLDER")
+    if cfg["evaluation"] and cfg["combine"] != "average":
+        raise UserError(
+            f"evaluation: {cfg['evaluation']} with pt, which has no card to tell of it; accepted: with "
+            "bundle or huggingface, or with combine=average"
+        )
+    check_name(cfg["pt"], format)
     check_destination(cfg["pt"], overwrite=cfg["overwrite"])
     from guie.exporting import export_configured
 
-    return partial(export_configured, cfg)
+    return partial(export_configured, {**cfg, "format": format})
 
 
 def _bundled(cfg: dict[str, Any]) -> Callable[[], str]:
@@ -51,11 +60,18 @@ def _bundled(cfg: dict[str, Any]) -> Callable[[], str]:
 
 
 def _check_order(cfg: dict[str, Any]) -> None:
+    from guie import assembly
     from guie.build import build
-    from guie.export.formats import check_formats, check_gated
+    from guie.export.formats import check_formats, check_gated, check_precision
+    from guie.export.source import Request, size_of
 
-    if cfg["views"] and cfg["views"].get("gate"):
+    gated = bool(cfg["views"] and cfg["views"].get("gate"))
+    if gated:
         check_gated(cfg["format"])
+    if gated != bool(cfg["ckpt_cls"]):
+        assembly.views(cfg)  # says which of the two is missing
+    Request(cfg["precision"], cfg["batch"], size_of(cfg["size"]), cfg["pixels"])
+    check_precision(cfg["format"], cfg["precision"])
     if cfg["contract"]:
         contract = build(cfg["contract"], where="contract")
         contract.check_order(check_formats(cfg["format"]), cfg["pixels"], cfg["batch"], cfg["size"])
@@ -81,8 +97,10 @@ def _verified(cfg: dict[str, Any]) -> Callable[[], Any]:
 
 def _published(cfg: dict[str, Any]) -> Callable[[], str]:
     from guie import huggingface
+    from guie.export.destination import check_place
 
-    huggingface.check_new(cfg["huggingface"], overwrite=cfg["overwrite"])
+    folder = huggingface.check_new(cfg["huggingface"], overwrite=cfg["overwrite"])
+    check_place(folder, key="huggingface")
     from guie.publishing.story import publish_configured
 
     return partial(publish_configured, cfg)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +26,12 @@ def check_destination(path: str | Path, *, overwrite: bool = False, need_bytes: 
         raise UserError(f"pt: {path} exists; choose another name or say overwrite=true")
     check_place(target, need_bytes=need_bytes)
     return target
+
+
+def check_beside(weights: Path | None, own: Container[str]) -> None:
+    """Raise UserError where a file's weights would replace what is not among its `own` parts, by name."""
+    if weights is not None and weights.exists() and weights.name not in own:
+        raise UserError(f"pt: its weights go to {weights}, which exists; accepted: another name")
 
 
 def check_place(target: Path, *, need_bytes: int = 0, key: str = "pt") -> None:

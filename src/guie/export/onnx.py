@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from guie.errors import UserError
 from guie.export.archive import METADATA
-from guie.export.formats import check_gated
+from guie.export.formats import check_gated, check_precision
 from guie.export.protobuf import Entry, append_metadata, metadata
 from guie.export.verify import sha256_of
 
@@ -53,11 +53,7 @@ def check(source: Source, request: Request) -> None:
     """Raise UserError for a source or request that no ONNX file can hold."""
     if source.views is not None and source.views.gating is not None:
         check_gated("onnx")
-    if request.precision == "bf16":
-        raise UserError(
-            "precision: bf16 with format=onnx; accepted: fp32, fp16, int8 (ONNX Runtime computes no bf16 "
-            "on a CPU), or bf16 with format=openvino"
-        )
+    check_precision("onnx", request.precision)
 
 
 def limits(source: Source) -> dict[str, int]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from guie.errors import UserError
+from guie.export.formats import check_precision
 from guie.export.source import Source
 
 SHORT = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,11 +57,7 @@ def cast(source: Source, precision: str) -> Source:
     """
     if precision == "fp32":
         return source
-    if precision not in SHORT:
-        raise UserError(
-            f"precision: {precision} is not offered in torch's own formats; accepted: fp32, bf16, fp16, or "
-            "int8 with format=onnx or openvino"
-        )
+    check_precision("torchscript", precision)
     return replace(source, embedders={name: _cast(one, precision) for name, one in source.embedders.items()})
 
 

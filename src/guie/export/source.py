@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from guie.errors import UserError
+from guie.export.formats import PRECISIONS
 from guie.postprocess.layers import Layer
 from guie.types import Preprocess
-from guie.views import Views
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # an order is judged before torch is loaded
     from torch import nn
+
+    from guie.views import Views
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 
@@ -72,14 +74,16 @@ class Request:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be."""
-        for key, accepted in (("precision", ("fp32", "bf16", "fp16", "int8")), ("pixels", PIXELS)):
+        for key, accepted in (("precision", PRECISIONS), ("pixels", PIXELS)):
             if getattr(self, key) not in accepted:
                 raise UserError(f"{key}: '{getattr(self, key)}'; accepted: {', '.join(accepted)}")
         if self.batch is not None and self.batch < 1:
             raise UserError(f"batch: {self.batch}; accepted: 1 or more, or null for any")
         if self.size_px is not None and min(self.size_px) < 1:
+            raise _no_size(self.size_px)
+        if self.size_px is not None and self.pixels == "normalised":
             raise UserError(
-                f"size: {list(self.size_px)}; accepted: [height,width] in pixels, or null for any"
+                f"size: {list(self.size_px)} with pixels=normalised, which have the network's; accepted: null"
             )
 
     def told(self) -> dict[str, Any]:
@@ -89,6 +93,21 @@ class Request:
 
 
 PIXELS = ("levels", "normalised")
+
+
+def size_of(size: Any) -> tuple[int, int] | None:
+    """Return (height, width) of a key `size`: a number for both, two, None for any; UserError for another."""
+    if size is None:
+        return None
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise _no_size(size)
+    return sides[0], sides[1]
+
+
+def _no_size(size: Any) -> UserError:
+    told = list(size) if isinstance(size, tuple) else size
+    return UserError(f"size: {told}; accepted: [height,width] in pixels, or null for any")
 
 
 @contextmanager

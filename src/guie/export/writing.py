@@ -13,9 +13,9 @@ import numpy as np
 
 from guie.errors import UserError
 from guie.export.contract import check_promise, promised
-from guie.export.destination import check_destination, move_in_place, staging
+from guie.export.destination import check_beside, check_destination, move_in_place, staging
 from guie.export.drawn import drawing
-from guie.export.formats import check_formats, tolerance, writer
+from guie.export.formats import FORMATS, check_precision, tolerance, writer
 from guie.export.golden import GOLDEN_BATCHES, GOLDEN_SIZES, Evaluate, Golden, make_golden
 from guie.export.source import Request, Source, evaluating
 from guie.export.verify import Verified, compare, describe
@@ -44,10 +44,12 @@ def export(
     (destination, format, verification).
     """
     request = request or Request()
-    check_formats(format)
+    check_precision(format, request.precision)
     check_request(source, request)
     target = check_destination(path, overwrite=overwrite, need_bytes=source.size_bytes + SPARE_BYTES)
-    name = golden_name(target)
+    told = _told(target)
+    check_beside(FORMATS[format].weights_of(target), told.get("parts", {}))
+    name = golden_name(target, told.get("golden"))
     with staging(target) as folder, evaluating(source) as still:
         log.info("embedding the golden pictures as the evaluation does")
         golden = golden_of(still, request, evaluate)
@@ -121,20 +123,25 @@ def _normalised(source: Source) -> Callable[[np.ndarray], np.ndarray]:
     return lambda pictures: ((pictures / 255 - mean) / std).astype(np.float32)
 
 
-def golden_name(target: Path) -> str:
-    """Return `golden.npz`, or `<stem>.golden.npz` where that one belongs to another file of the folder."""
-    recorded = _recorded_golden(target) if target.exists() else None
+def golden_name(target: Path, recorded: str | None = None) -> str:
+    """Return the name that the file at `target` has `recorded` for its golden pairs, else one that is free.
+
+    `golden.npz`, or `<stem>.golden.npz` where that one belongs to another file of the folder, or
+    `<name>.golden.npz`.
+    """
     if recorded:
         return recorded
-    taken = (target.parent / GOLDEN_NAME).exists()
-    return f"{target.stem}.{GOLDEN_NAME}" if taken else GOLDEN_NAME
+    free = [GOLDEN_NAME, f"{target.stem}.{GOLDEN_NAME}"]
+    own = f"{target.name}.{GOLDEN_NAME}"
+    return next((n for n in free if n != target.name and not (target.parent / n).exists()), own)
 
 
-def _recorded_golden(target: Path) -> str | None:
+def _told(target: Path) -> dict[str, Any]:
+    """Return what the file that is to be replaced says of itself, nothing where there is none."""
     try:
-        return describe(target)["golden"]
+        return describe(target)
     except UserError:
-        return None
+        return {}
 
 
 def _version() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,3 +24,9 @@ class Subtracted(NamedTuple):
 
 
 Layer = Mapped | Subtracted
+
+
+def width_behind(layers: Sequence[Layer], width: int) -> int:
+    """Return how many numbers a vector of `width` has behind the layers."""
+    mapped = [layer for layer in layers if isinstance(layer, Mapped)]
+    return len(mapped[-1].bias) if mapped else width
