@@ -87,6 +87,7 @@ def write(order: Order, folder: str | Path, *, overwrite: bool = False) -> tuple
     """
     formats = check_formats(order.formats)
     check_request(order)
+    writing.check_request(order.source, order.request, formats)
     need = order.source.size_bytes * len(formats) + writing.SPARE_BYTES
     target = check_folder(folder, overwrite=overwrite, need_bytes=need)
     found = measured.read(order.evaluation, order.source.facts) if order.evaluation else measured.NOTHING

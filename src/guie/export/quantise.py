@@ -35,8 +35,7 @@ def quantise(program: Path, path: Path, source: Source, request: Request) -> lis
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
-    if not request.calibration:
-        raise UserError("precision: int8 without calibration pictures; accepted: some of the training data")
+    check_calibration(request)
     taken, nodes = products(program)
     if not nodes:
         raise UserError("precision: int8 for a network without products of weights; accepted: fp32")
@@ -54,6 +53,12 @@ def quantise(program: Path, path: Path, source: Source, request: Request) -> lis
             use_external_data_format=beside,
         )
     return [path, path.with_name(f"{path.name}.data")] if beside else [path]
+
+
+def check_calibration(request: Request) -> None:
+    """Raise UserError where there is nothing to take ranges from."""
+    if not request.calibration:
+        raise UserError("precision: int8 without calibration pictures; accepted: some of the training data")
 
 
 def products(program: Path) -> tuple[str, list[str]]:

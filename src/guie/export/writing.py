@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from guie.durable import sync
 from guie.errors import UserError
 from guie.export.contract import check_promise, promised
 from guie.export.destination import check_beside, check_destination, move_in_place, staging
 from guie.export.drawn import drawing
-from guie.export.formats import FORMATS, check_precision, tolerance, writer
-from guie.export.golden import GOLDEN_BATCHES, GOLDEN_SIZES, Evaluate, Golden, make_golden
+from guie.export.formats import FORMATS, Tolerance, check_gated, check_precision, tolerance, writer
+from guie.export.golden import GOLDEN_BATCHES, GOLDEN_SIZES, Evaluate, Golden, make_golden, normalised
+from guie.export.quantise import check_calibration
 from guie.export.source import Request, Source, evaluating
 from guie.export.verify import Verified, compare, describe
 
@@ -44,8 +46,7 @@ def export(
     (destination, format, verification).
     """
     request = request or Request()
-    check_precision(format, request.precision)
-    check_request(source, request)
+    check_request(source, request, format)
     target = check_destination(path, overwrite=overwrite, need_bytes=source.size_bytes + SPARE_BYTES)
     told = _told(target)
     check_beside(FORMATS[format].weights_of(target), told.get("parts", {}))
@@ -56,7 +57,10 @@ def export(
         digest = golden.save(folder / name)
         facts = {"golden": name, "golden_sha256": digest}
         verified, files = written(still, request, format, folder / target.name, folder / name, facts)
-        for file in (folder / name, *reversed(files)):  # the file that names the others comes last
+        made = (folder / name, *reversed(files))  # the file that names the others comes last
+        for file in made:  # before the first has its name: a crash finds all of one export, nearly always
+            sync(file)
+        for file in made:
             move_in_place(file, target.parent / file.name)
     return replace(verified, path=target, golden=target.parent / name)
 
@@ -70,7 +74,9 @@ def written(
     """
     allowed = tolerance(format, request.precision)
     contract = promised(source.facts)
-    width = int(np.load(golden)["vectors_0"].shape[1])
+    with np.load(golden) as pairs:
+        vectors = np.concatenate([pairs[key] for key in pairs.files if key.startswith("vectors_")])
+    width = vectors.shape[1]
     told = {
         "format": format,
         "guie": _version(),
@@ -83,6 +89,8 @@ def written(
     }
     if contract:
         contract.check_width(width)
+    if alike(vectors, allowed):
+        log.warning("the golden vectors differ by less than is allowed: verifying tells little of this model")
     log.info("writing %s as %s, %s", path.name, format, request.precision)
     files = writer(format).write(source, request, path, told)
     log.info("verifying it in a process of its own")
@@ -91,8 +99,19 @@ def written(
     return verified, files
 
 
-def check_request(source: Source, request: Request) -> None:
-    """Raise UserError where a source cannot be written so."""
+def alike(vectors: np.ndarray, allowed: Tolerance) -> bool:
+    """Return whether unit vectors (N,D) of different pictures could be taken for one another."""
+    apart = float(np.ptp(vectors, axis=0).max())
+    return allowed.kept(apart, float((vectors @ vectors.T).min()))
+
+
+def check_request(source: Source, request: Request, formats: str | Sequence[str]) -> None:
+    """Raise UserError where a source cannot be written so, before anything is embedded."""
+    check_precision(formats, request.precision)
+    if source.views is not None and source.views.gating is not None:
+        check_gated(formats)
+    if request.precision == "int8":
+        check_calibration(request)
     if request.pixels == "levels":
         return
     sided = any(getattr(one, "side_dim", 0) for one in source.embedders.values())
@@ -118,9 +137,9 @@ def golden_of(source: Source, request: Request, evaluate: Evaluate) -> Golden:
 
 
 def _normalised(source: Source) -> Callable[[np.ndarray], np.ndarray]:
-    """Return how pictures at the network's size become what it reads: (N,3,h,w) uint8 to float32."""
-    mean, std = (np.array(v).reshape(3, 1, 1) for v in (source.preprocess.mean, source.preprocess.std))
-    return lambda pictures: ((pictures / 255 - mean) / std).astype(np.float32)
+    """Return how pictures become what the network reads: (N,3,H,W) uint8 to (N,3,h,w) float32."""
+    spec = source.preprocess
+    return lambda pictures: np.stack([normalised(p.transpose(1, 2, 0), spec) for p in pictures])
 
 
 def golden_name(target: Path, recorded: str | None = None) -> str:
