@@ -10,6 +10,7 @@ from commands import console, run
 
 from guie import exporting
 from guie.errors import UserError
+from guie.export import verify
 from guie.postprocess.layers import Mapped, Subtracted, width_behind
 
 FILE, BUNDLE = "pt=model.pt", "bundle=made"
@@ -47,6 +48,19 @@ def test_what_cannot_be_is_refused_at_once(words, said, monkeypatch, capsys, tmp
     assert (code, len(lines)) == (2, 1)
     assert lines[0].startswith(f"guie-export: {said}")
     assert not os.listdir(tmp_path)
+
+
+def test_ctrl_c_is_one_line_and_leaves_what_was_there(tiny_run, tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "_run_fresh", stopped)
+    (tmp_path / "model.pt").write_bytes(b"former")
+    words = [f"ckpt={tiny_run.folder}", f"pt={tmp_path / 'model.pt'}", "overwrite=true"]
+    code, lines = console(monkeypatch, capsys, "export", *words)
+    assert (code, lines[-1]) == (130, "guie-export: stopped; nothing was written or replaced")
+    assert os.listdir(tmp_path) == ["model.pt"]
+    assert (tmp_path / "model.pt").read_bytes() == b"former"
 
 
 def test_a_contract_of_another_width_is_refused_before_anything_is_embedded(tiny_run, tmp_path, monkeypatch):

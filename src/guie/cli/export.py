@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,10 @@ from guie.errors import UserError
 
 
 def run(cfg: dict[str, Any]) -> None:
-    """Export as `cfg` says; what can be refused is refused before a checkpoint is loaded."""
+    """Export as `cfg` says; what can be refused is refused before a checkpoint is loaded.
+
+    The process ends with 130 where Ctrl-C stopped it.
+    """
     from guie.cli.console import speak
 
     kinds = {"pt": _exported, "bundle": _bundled, "huggingface": _published, "verify": _verified}
@@ -22,9 +26,13 @@ def run(cfg: dict[str, Any]) -> None:
         raise UserError(f"pt: {given} given; accepted: one of pt=FILE, bundle, huggingface or verify=PATH")
     if cfg["device"] != "cpu" and not cfg["verify"]:
         raise UserError(f"device: {cfg['device']} with {asked[0]}; accepted: cpu, or any with verify=PATH")
-    told = kinds[asked[0]](cfg)
-    speak()
-    print(told())
+    try:
+        told = kinds[asked[0]](cfg)
+        speak()
+        print(told())
+    except KeyboardInterrupt:
+        print("guie-export: stopped; nothing was written or replaced", file=sys.stderr)
+        sys.exit(130)
 
 
 def _exported(cfg: dict[str, Any]) -> Callable[[], Any]:
