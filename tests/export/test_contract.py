@@ -78,7 +78,8 @@ def kept(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_file_says_which_contract_it_keeps_and_is_asked_again(kept, caplog):
+def test_a_file_says_which_contract_it_keeps_and_is_asked_again(kept, caplog, monkeypatch):
+    monkeypatch.setattr("guie.export.verify.compare", lambda *given, **device: None)
     told = describe(kept)
     assert json.loads(json.dumps(asdict(replace(HELD, torch="1.11")))) == told["contract"]
     assert promised(told).dim == 4 and promised({}) is None
@@ -270,3 +271,14 @@ def test_what_is_newer_is_found_in_the_code_with_the_version_that_brought_it(tmp
     assert newer(old, "1.11") == ["gelu(approximate=...) (torch 1.12)"]
     torch.jit.save(program(Source({"": Small().eval()}), Request()), str(tmp_path / "c.pt"))
     assert newer(tmp_path / "c.pt", "1.11")[0].startswith("antialiased resize of uint8 on the CPU")
+
+
+@pytest.mark.parametrize("given", ["abc", "2", 1.1, 2])
+def test_a_version_that_is_none_is_refused_when_it_is_ordered(given):
+    with pytest.raises(UserError, match=rf"^contract.torch: '?{given}'?; accepted: a version in quotes"):
+        Contract("mine", torch=given)
+
+
+def test_the_version_may_be_named_on_the_command_line():
+    made = composed("export", ["contract=guie_5th", '+contract.torch="1.10"'])
+    assert build(made["contract"], where="contract").torch == "1.10"

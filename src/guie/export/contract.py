@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -41,6 +42,12 @@ class Contract:
     dim: int | None = None
     most_dim: int | None = None
     torch: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no version: 1.10 without quotes is the number 1.1."""
+        known = self.torch is None or (isinstance(self.torch, str) and re.match(r"\d+\.\d", self.torch))
+        if not known:
+            raise UserError(f"contract.torch: {self.torch!r}; accepted: a version in quotes, such as '1.11'")
 
     def check_order(self, formats: Sequence[str], pixels: str, batch: int | None, size: Any) -> None:
         """Raise UserError where the file that is ordered cannot keep the contract."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from guie.errors import UserError
 from guie.export.alone import last_words, run_alone
-from guie.export.alone import package_folders as package_folders
 from guie.export.contract import check_promise
 from guie.export.formats import Tolerance, damage, read_facts
 
