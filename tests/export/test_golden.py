@@ -15,7 +15,7 @@ from guie.bundle.writing import Order
 from guie.bundle.writing import write as write_bundle
 from guie.datasets.manifest import from_columns
 from guie.errors import UserError
-from guie.export import formats, fresh, writing
+from guie.export import formats, fresh, runtime, verify, writing
 from guie.export.formats import FORMATS, tolerance
 from guie.export.golden import Golden, draw, make_golden, normalised
 from guie.export.source import Request, Source
@@ -162,3 +162,22 @@ def test_what_a_format_does_not_hold_is_refused_before_anything_is_embedded(
         else:
             write_bundle(Order(source, embedding, [format], {}, request), tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
+
+
+class Double(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(images.double().mean((2, 3)), dim=1)
+
+
+def test_a_file_that_gives_another_dtype_does_not_run(tmp_path):
+    with torchscript_allowed():
+        torch.jit.script(Double()).save(str(tmp_path / "model.pt"))
+    with pytest.raises(TypeError, match=r"the file gave torch.float64; accepted: float32"):
+        runtime.load(tmp_path / "model.pt")(draw((9, 12), 1, seed=0))
+
+
+def test_what_came_into_the_process_by_another_door_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(verify, "damage", lambda path: None)
+    monkeypatch.setattr(verify, "_run_fresh", lambda *given: {"smuggled": ["timm", "torchvision"]})
+    with pytest.raises(UserError, match=r"loading model.pt imported timm, torchvision; it must do without"):
+        verify.compare(tmp_path / "model.pt", tmp_path / "golden.npz", tolerance("torchscript", "fp32"))
