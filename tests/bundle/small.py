@@ -64,15 +64,22 @@ def of_bytes(embedder: Embedder, data: bytes) -> np.ndarray:
     return evaluated(embedder, [image.transpose(2, 0, 1)])[0]
 
 
-def run_folder(path: Path, data: dict[str, Any], labels: tuple[str, ...] = (), **config: Any) -> Path:
-    """Write the least that is a checkpoint of a run."""
+def run_folder(
+    path: Path,
+    data: dict[str, Any],
+    labels: tuple[str, ...] = (),
+    told: dict[str, Any] | None = None,
+    **config: Any,
+) -> Path:
+    """Write the least that is a checkpoint of a run; `told` stands beside its config."""
     from guie import runfolder
     from guie.checkpoint import State, Store
 
     backbone = {"_target_": TIMM, "name": "resnet50", "pretrained": "resnet50.safetensors"}
     cfg = {"dataset": data, "backbone": backbone, **config}
     counts = {name: {"images": 1234, "classes": 2} for name in data}
-    Store(path / "checkpoints").save(State(1, {}, {}, {"config": cfg, "data": counts, "space_id": path.name}))
+    meta = {"config": cfg, "data": counts, "space_id": path.name, **(told or {})}
+    Store(path / "checkpoints").save(State(1, {}, {}, meta))
     if labels:
         runfolder.write_labels(path, list(labels), full=[f"toy/{label}" for label in labels])
     return path

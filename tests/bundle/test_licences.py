@@ -149,7 +149,16 @@ def test_earlier_runs_and_teachers_are_followed_and_those_that_are_gone_are_name
     last = run_folder(tmp_path / "last", toy(), ckpt=str(first), head=head)
     found = lineage.lineage([last])
     assert [line.dataset for line in found.data] == ["toy", "older", "taught"]
-    assert found.gone == [str(tmp_path / "lost")]
+    assert found.gone == ["lost"]
+
+
+def test_a_folder_of_another_machine_names_runs_that_are_not_those_of_this_one(tmp_path, monkeypatch):
+    run_folder(tmp_path / "runs" / "first", toy("something else"))
+    monkeypatch.chdir(tmp_path)
+    place = run_folder(tmp_path / "hub", toy(), ckpt="runs/first", told={"library_name": "guie"})
+    found = lineage.lineage([place])
+    assert [line.dataset for line in found.data] == ["toy"]
+    assert found.gone == ["first"]
 
 
 def test_a_run_that_began_from_itself_is_followed_once(tmp_path):

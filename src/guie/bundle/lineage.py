@@ -27,8 +27,8 @@ class Trained:
 
 @dataclass
 class Lineage:
-    """`data`: a line for each data set of each run; `weights` that training began from; `gone`: runs that are
-    named but cannot be read, of which nothing else is known."""
+    """`data`: a line for each data set of each run; `weights` that training began from; `gone`: the names of
+    runs that it came from and that cannot be read, of which nothing else is known."""
 
     data: list[Trained] = field(default_factory=list)
     weights: list[Licence] = field(default_factory=list)
@@ -52,7 +52,11 @@ def lineage(places: Sequence[str | Path]) -> Lineage:
         elif (key := meta.get("space_id") or str(place)) not in seen:
             seen.add(key)
             _add(found, place, meta)
-            waiting += before(meta)
+            if "library_name" in meta:  # of a Hugging Face folder: its paths are those of another machine
+                found.gone += map(str, before(meta))
+            else:
+                waiting += before(meta)
+    found.gone = list(dict.fromkeys(Path(place).name for place in found.gone))
     return found
 
 

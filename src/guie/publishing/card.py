@@ -67,7 +67,7 @@ def card(told: Told) -> str:
         backbone=config["backbone"].get("name") or config["backbone"]["_target_"],
         recipe=[(part, _described(config[part], keys)) for part, keys in RECIPE.items() if config.get(part)],
         lineage=told.lineage,
-        gone=[Path(place).name for place in told.lineage.gone],
+        gone=told.lineage.gone,
         measured=told.measured,
         licences=table(told.lineage.licences),
     )
