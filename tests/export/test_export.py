@@ -152,9 +152,7 @@ def test_a_file_says_what_it_is_without_torch(exported):
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("batch", "dtype"), [(1, torch.float32), (3, torch.uint8), (3, torch.float16), (8, torch.float32)]
-)
+@pytest.mark.parametrize(("batch", "dtype"), [(1, torch.float16), (3, torch.float32), (8, torch.uint8)])
 def test_every_size_batch_and_dtype_gives_unit_vectors_of_the_evaluation_path(exported, batch, dtype):
     model = torch.jit.load(str(exported))
     golden = np.load(exported.parent / "golden.npz")

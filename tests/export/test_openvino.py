@@ -36,6 +36,7 @@ def exported(tmp_path_factory):
     source, path = Source(both, {"a": 0.4, "b": 1.0}, layers=[mapped(12)]), tmp_path_factory.mktemp("ov")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writing, "GOLDEN_SIZES", SIZES)
+        patch.setattr(writing, "GOLDEN_BATCHES", (1, 3))
         path /= "model.xml"
         found = writing.export(source, path, lambda pictures: evaluated(source, pictures), format="openvino")
     return source, path, found
