@@ -201,6 +201,11 @@ def test_only_what_is_replaced_may_lie_where_a_folder_is_written(tmp_path):
     (new / "README.md").touch()
     with pytest.raises(UserError, match=r"^huggingface: .*new exists; accepted: another .*overwrite=true"):
         huggingface.check_new(new, overwrite=False)
+    for name in ("config.json", "model.safetensors"):  # so far anybody's
+        (new / name).touch()
+        with pytest.raises(UserError, match=r"^huggingface: .*new was not written by guie-export; accepted"):
+            huggingface.check_new(new, overwrite=True)
+    (new / "manifest.json").touch()
     assert huggingface.check_new(new, overwrite=True) == new
     (new / ".git").mkdir()
     with pytest.raises(UserError, match=r"^huggingface: .*new holds \.git; accepted: a folder that is new"):

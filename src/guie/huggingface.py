@@ -54,6 +54,8 @@ def check_new(path: str | Path, *, overwrite: bool) -> Path:
         raise UserError(f"huggingface: {path} holds {others[0]}; accepted: a folder that is new or empty")
     if held and not overwrite:
         raise UserError(f"huggingface: {path} exists; accepted: another folder, or overwrite=true")
+    if held and not is_published(folder):
+        raise UserError(f"huggingface: {path} was not written by guie-export; accepted: another folder")
     if not folder.parent.is_dir():
         raise UserError(f"huggingface: there is no folder {folder.parent}; accepted: one that is there")
     return folder
