@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from guie import huggingface
-from guie.durable import replace_file, sync, write_durably
+from guie.durable import replace_file, replace_folder, sync, write_durably
 from guie.errors import UserError
 from guie.types import Preprocess
 
@@ -137,7 +137,7 @@ def _appearing(final: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        _move_into_place(temporary, final)
+        replace_folder(temporary, final, final.with_name(f"{temporary.name}.old"))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -165,15 +165,6 @@ def _seal(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, data in {**files, "manifest.json": manifest}.items():
         write_durably(folder / name, data)
     sync(folder)
-
-
-def _move_into_place(temporary: Path, final: Path) -> None:
-    aside = final.with_name(f"{temporary.name}.old")
-    if final.exists():
-        final.rename(aside)
-    temporary.rename(final)
-    sync(final.parent)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def point(folder: Path, which: Which, checkpoint: Path, facts: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 
@@ -24,6 +25,27 @@ def replace_file(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def replace_folder(made: Path, target: Path, former: Path) -> None:
+    """Give the folder `made`, once it is on the disk, the name `target`.
+
+    What has that name goes to `former`, a free name on the same file system, and from there for good; where
+    the new one cannot have it, it is put back.
+    """
+    for path in (*made.iterdir(), made):
+        sync(path)
+    there = target.exists()
+    if there:
+        target.replace(former)
+    try:
+        made.replace(target)
+    except OSError:
+        if there:
+            former.replace(target)
+        raise
+    sync(target.parent)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

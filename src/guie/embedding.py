@@ -23,7 +23,7 @@ from guie import assembly, checkpoint, embeddings, evaluating, runfolder
 from guie.data.bad_images import BadImages
 from guie.datasets.evaluated import cropped
 from guie.datasets.manifest import SPLITS, Manifest
-from guie.durable import sync
+from guie.durable import replace_folder
 from guie.embed import ensemble, formats
 from guie.embed.ensemble import Ensemble
 from guie.embed.reading import Job, Reader, looks
@@ -268,20 +268,9 @@ def write(task: Task, kinds: tuple[str, ...], joined: Ensemble) -> None:
     formats.write(kinds, staged, vectors, task.ids[rows], made.splits)
     if (task.work / LIST).exists():
         shutil.copy(task.work / LIST, staged / LIST)
-    publish(staged, task.folder)
-
-
-def publish(staged: Path, folder: Path) -> None:
-    """Give `staged` its name in the place of an older folder."""
-    for path in staged.iterdir():
-        sync(path)
-    sync(staged)
-    old = staged.with_name("replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    staged.rename(folder)
-    sync(folder.parent)
+    former = task.work / "replaced"
+    shutil.rmtree(former, ignore_errors=True)  # of a job that was killed
+    replace_folder(staged, task.folder, former)
 
 
 def described(task: Task) -> str:

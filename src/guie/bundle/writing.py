@@ -7,10 +7,8 @@ import hashlib
 import io
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import distribution, version
 from pathlib import Path
@@ -23,7 +21,7 @@ from guie.bundle.licences import of_software
 from guie.bundle.lineage import lineage
 from guie.bundle.measured import Measured
 from guie.bundle.verifying import SHIPPED, alone
-from guie.durable import sync
+from guie.durable import replace_folder
 from guie.errors import UserError
 from guie.export import writing
 from guie.export.destination import check_place, staging
@@ -97,7 +95,7 @@ def write(order: Order, folder: str | Path, *, overwrite: bool = False) -> tuple
         verified = _filled(made, target.name, order, formats, found)
         digest = write_manifest(made, _models(made, formats))
         alone(made, run=False)
-        _in_place(made, target, beside / "former")
+        replace_folder(made, target, beside / "former")
     there = [replace(one, path=target / one.path.name, golden=target / GOLDEN) for one in verified]
     return target, there, digest
 
@@ -236,25 +234,3 @@ def write_manifest(folder: Path, models: Sequence[Mapping[str, Any]]) -> str:
     data = check.sealed({"format": check.FORMAT, "files": files, "models": list(models)})
     (folder / check.MANIFEST).write_bytes(data)
     return hashlib.sha256(data).hexdigest()
-
-
-def _in_place(made: Path, target: Path, former: Path) -> None:
-    """Make all of `made` durable, then give it its name; what had it is put back where that fails."""
-    for path in (*made.iterdir(), made):
-        sync(path)
-    with _aside(target, former):
-        os.replace(made, target)
-    sync(target.parent)
-
-
-@contextmanager
-def _aside(target: Path, former: Path) -> Iterator[None]:
-    there = target.exists()
-    if there:
-        os.replace(target, former)
-    try:
-        yield
-    except OSError:
-        if there:
-            os.replace(former, target)
-        raise
