@@ -79,13 +79,15 @@ def requested(cfg: Mapping[str, Any]) -> Request:
 def training_pictures(cfg: Mapping[str, Any], count: int = CALIBRATION) -> list[np.ndarray]:
     """Return `count` pictures (H,W,3) uint8, drawn by `seed`, of what trained the first of the models.
 
-    Bad pictures are passed over, as in training.
+    They are below `data_root`, else where they were in training. Bad pictures are passed over, as there.
     """
     place = next(iter(runs_of(cfg).values()))
     trained = checkpoint.read(checkpoint.locate(Path(place).expanduser(), "last")).meta["config"]
     for name, node in trained["dataset"].items():
         refuse_foreign(node, "guie.datasets", f"{place}: dataset.{name}")
-    rows = assembly.training_rows(assembly.manifests(trained["dataset"], trained["data_root"]))
+    rows = assembly.training_rows(
+        assembly.manifests(trained["dataset"], cfg["data_root"] or trained["data_root"])
+    )
     drawn = np.random.default_rng(cfg["seed"]).permutation(len(rows))
     return list(islice(_good(rows, drawn), count))
 

@@ -122,12 +122,13 @@ def test_bad_pictures_are_passed_over_when_ranges_are_taken(monkeypatch, tmp_pat
     rows = from_columns("drawn", tmp_path, {"file": list(files), "label": list(files)})
     monkeypatch.setattr(exporting, "runs_of", lambda cfg: {"": "run"})
     meta = {"config": {"dataset": {}, "data_root": ""}}
+    asked = {"seed": 0, "data_root": None}
     monkeypatch.setattr(exporting.checkpoint, "locate", lambda *place: place)
     monkeypatch.setattr(exporting.checkpoint, "read", lambda place: SimpleNamespace(meta=meta))
     monkeypatch.setattr(exporting.assembly, "manifests", lambda *node: {})
     monkeypatch.setattr(exporting.assembly, "training_rows", lambda found: rows)
-    assert len(exporting.training_pictures({"seed": 0}, count=2)) == 2
-    assert len(exporting.training_pictures({"seed": 0}, count=4)) == 3
+    assert len(exporting.training_pictures(asked, count=2)) == 2
+    assert len(exporting.training_pictures(asked, count=4)) == 3
 
 
 def gate(source):

@@ -174,6 +174,7 @@ class Export:
     size: Any = None
     pixels: str = "levels"
     contract: Any = None
+    data_root: str | None = None
     overwrite: bool = False
     device: str = "cpu"
     seed: int = 0
