@@ -400,7 +400,7 @@ def test_an_embedder_takes_all_that_fits_and_names_the_rest():
     [
         ([], THEN, "keep", r"head: 2 classes kept, 3 new, 2 gone; not taken: optimiser$"),
         ([], THEN, "drop", r"head: begins anew \(warm_start\.head=drop\)$"),
-        ([], None, "keep", r"head: begins anew, there is no labels\.parquet in .*$"),
+        ([], None, "keep", r"head: begins anew, no head with a labels\.parquet in .*$"),
         (
             ["neck"],
             THEN,

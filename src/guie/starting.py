@@ -57,7 +57,7 @@ def take_head(
     if "neck" in former.anew:
         return f"{said}; head: begins anew, its rows belong to another neck"
     if known is None or "head" not in former.state.parts:
-        return f"{said}; head: begins anew, there is none with its labels.parquet in {former.folder}"
+        return f"{said}; head: begins anew, no head with a labels.parquet in {former.folder}"
     classes = warm_start.matched(known, labels["names"], labels["full"])
     anew = warm_start.take_head(head, former.state.parts["head"], classes, how, means)
     return f"{said}; head: {classes}; not taken: {', '.join([*anew, 'optimiser'])}"

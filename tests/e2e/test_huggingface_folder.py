@@ -50,7 +50,7 @@ def test_a_run_starts_from_its_embedder_with_a_head_of_its_own(tiny_run, publish
     with caplog.at_level(logging.INFO, "guie"):
         assert run("train", *words, "trainer.max_steps=1", "eval_cap=10", "optim.lr=0") == 0
     text = (tmp_path / "next" / "log.txt").read_text()
-    assert f"head: begins anew, there is none with its labels.parquet in {published}" in text
+    assert f"head: begins anew, no head with a labels.parquet in {published}" in text
     one, other = checkpoint.read(published).weights, checkpoint.read(tmp_path / "next").parts["embedder"]
     name = "neck.linear.weight"
     assert one[name].equal(other[name])
