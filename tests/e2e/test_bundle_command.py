@@ -43,6 +43,7 @@ def test_it_is_verified_by_its_path_and_a_change_is_named(bundle, capsys):
     (bundle / "note.txt").unlink()
 
 
+@pytest.mark.slow
 def test_one_of_its_files_is_verified_alone(bundle, capsys):
     assert run("export", f"verify={bundle / 'model.pt'}") == 0
     assert "verified in a fresh process" in capsys.readouterr().out

@@ -76,7 +76,7 @@ def test_sizes_come_from_the_columns_and_where_those_say_nothing_from_the_header
     ]
 
 
-@pytest.mark.parametrize("trainer", ["default", "frozen"])
+@pytest.mark.parametrize("trainer", ["default", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_what_is_trained_with_them_is_evaluated_and_exported_with_them(pictures, tmp_path, trainer):
     folder = tmp_path / "run"
     mixup = ["trainer.mixup_alpha=0.4"] if trainer == "frozen" else []
