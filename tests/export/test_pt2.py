@@ -127,6 +127,7 @@ def check_shapes(source, run):
         np.testing.assert_allclose(run(pictures[:1]), expected[:1], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.slow
 def test_gated_views_are_two_programs_behind_one_loader(gated, two_programs):
     path, run = two_programs
     with zipfile.ZipFile(path) as content:
@@ -143,6 +144,7 @@ def test_system_as_gated_views_are_those_of_the_evaluation(tmp_path):
     check_shapes(source, runtime.load(tmp_path / "model.pt2"))
 
 
+@pytest.mark.slow
 def test_two_programs_share_their_weights(gated, two_programs):
     with zipfile.ZipFile(two_programs[0]) as content:
         stored = [one for one in content.infolist() if "/weights/weight_" in one.filename]
@@ -152,6 +154,7 @@ def test_two_programs_share_their_weights(gated, two_programs):
     assert len({one.CRC for one in stored}) == len(stored)
 
 
+@pytest.mark.slow
 def test_a_padded_picture_larger_than_padding_takes_whole_is_refused(two_programs):
     with pytest.raises(AssertionError, match="8192"):
         two_programs[1](np.zeros((1, 3, 8193, 2), np.uint8))

@@ -1,6 +1,7 @@
 """Every backbone's YAML: its weights exist, and the smallest relative of it learns, reloads and is traced."""
 
 import json
+import re
 
 import open_clip
 import pytest
@@ -20,6 +21,12 @@ BACKBONES = {path.stem: node(path) for path in paths("backbone")}
 MINIATURES = {}
 for stem, found in BACKBONES.items():
     MINIATURES.setdefault(json.dumps(smallest(found), sort_keys=True), stem)
+SIZE = re.compile(r"_(tiny|small|base|large|giant|huge_plus|b16|l16|so400m)(?=_|$)")
+FAMILIES = {SIZE.sub("", stem): stem for stem in sorted(MINIATURES.values(), reverse=True)}
+RELATIVES = [
+    pytest.param(text, id=stem, marks=[] if stem in FAMILIES.values() else [pytest.mark.slow])
+    for text, stem in MINIATURES.items()
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +56,7 @@ def test_every_backbone_names_weights_that_exist(name):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("text", MINIATURES, ids=MINIATURES.values())
+@pytest.mark.parametrize("text", RELATIVES)
 def test_the_smallest_relative_of_every_backbone_learns_reloads_and_is_traced(text):
     def build():
         torch.manual_seed(0)
